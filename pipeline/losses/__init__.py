@@ -1,0 +1,1 @@
+"""Losses. One file per loss; the file's name is the loss's id."""

@@ -1,0 +1,1 @@
+"""Networks. One file per model; the file's name is the model's id."""

@@ -1,0 +1,1 @@
+"""Optimizers. One file per optimizer; the file's name is the optimizer's id."""

@@ -1,0 +1,11 @@
+"""Stochastic gradient descent with Nesterov's momentum (Sutskever et al. 2013)."""
+
+import torch
+
+from pipeline.specs import OptimizerOptions, ParameterGroups
+
+
+def build(parameters: ParameterGroups, learning_rate: float, options: OptimizerOptions) -> torch.optim.Optimizer:
+    return torch.optim.SGD(
+        parameters, lr=learning_rate, momentum=options.momentum, nesterov=options.momentum > 0, fused=True
+    )

@@ -1,0 +1,281 @@
+"""What each stage returns: frozen records that go to JSON and back, and reject what they do not know.
+
+Units: seconds, milliseconds where a name ends in `_ms`, bytes, shares between 0 and 1. Paths are
+relative to the run's folder, so that a run folder can be moved.
+"""
+
+import os
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.errors import InputError
+
+Format = Literal["pytorch", "onnx", "torchscript"]
+ServedFormat = Literal["onnx", "torchscript"]
+
+
+class Record(BaseModel):
+    """Base of all records."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), ser_json_inf_nan="constants")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a record back; InputError where the file is missing, cut off or of another shape."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise InputError(f"{path} is missing: expected a {cls.__name__} record; run the stage before") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise InputError(f"{path} is not a {cls.__name__} record: {where}: {first['msg']}") from None
+
+    def save(self, path: Path) -> None:
+        """Write the record so that a reader sees the old file or the whole new one."""
+        write_atomically(path, self.model_dump_json(indent=2).encode() + b"\n")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace `path` by `content` in one step that survives a crash of the machine."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class CodeInfo(Record):
+    """Where the code, the libraries and the machine of a run came from."""
+
+    revision: str | None
+    modified: bool
+    python: str
+    platform: str
+    cpu: str
+    threads: int
+    libraries: dict[str, str]
+
+
+class DataInfo(Record):
+    """A data set as it was used. `sha256` is over the raw arrays, in a fixed order."""
+
+    dataset_id: str
+    short_name: str
+    title: str
+    source: str
+    license: str
+    shape: tuple[int, int, int]
+    labels: tuple[str, ...]
+    train_images: int
+    validation_images: int
+    test_images: int
+    test_images_per_class: tuple[int, ...]
+    sha256: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fallback: bool
+
+
+class Epoch(Record):
+    """Means over one epoch. Validation values are None where no images were set aside."""
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    validation_loss: float | None
+    validation_accuracy: float | None
+    learning_rate: float
+    seconds: float
+
+
+class Layer(Record):
+    name: str
+    kind: str
+    output_shape: tuple[int, ...]
+    parameters: int
+
+
+class BatchSeries(Record):
+    """One value per logged batch; `epoch` is a fraction, so that series of all lengths share an axis."""
+
+    epoch: tuple[float, ...]
+    loss: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    learning_rate: tuple[float, ...]
+    gradient_norm: tuple[float, ...]
+
+
+class Trained(Record):
+    """`seconds` counts the training loop only; `images_seen` counts repetitions."""
+
+    model_id: str
+    parameters: int
+    layers: tuple[Layer, ...]
+    device: str
+    epochs: tuple[Epoch, ...]
+    stopped_early: bool
+    best_epoch: int | None
+    batches: BatchSeries
+    images_seen: int
+    seconds: float
+    weights_sha256: str
+
+
+class ClassMetrics(Record):
+    """Recall is the per-class accuracy that is gated. None where the class has no test images."""
+
+    label: str
+    images: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
+
+
+class Metrics(Record):
+    """Over the whole test set. `confusion[i][j]` counts images of class i that were answered as j."""
+
+    images: int
+    loss: float
+    accuracy: float
+    per_class: tuple[ClassMetrics, ...]
+    confusion: tuple[tuple[int, ...], ...]
+
+
+class Evaluated(Record):
+    """The trained network in PyTorch, before any export: the reference of `verify`."""
+
+    metrics: Metrics
+    seconds: float
+
+
+class ExportedFile(Record):
+    format: Format
+    path: str
+    bytes: int
+    sha256: str
+    details: dict[str, str | int]
+
+
+class Exported(Record):
+    files: tuple[ExportedFile, ...]
+
+
+class VerifiedFile(Record):
+    """One exported file, loaded from disk and asked.
+
+    `largest_difference`: of any probability, to PyTorch, over the whole test set;
+    `agreement`: share of test images with the same answer;
+    `batch_difference`: largest difference between answers at batches 1, 2, 3 and the maximum;
+    `finite`: answers to zeros, ones and noise are finite and each row sums to 1.
+    """
+
+    format: Format
+    metrics: Metrics
+    largest_difference: float
+    agreement: float
+    batch_sizes: tuple[int, ...]
+    batch_difference: float
+    finite: bool
+
+
+class Verified(Record):
+    files: tuple[VerifiedFile, ...]
+
+
+class BenchmarkedFile(Record):
+    """Latency: one image, one thread, in process, after warm-up. Throughput: images/s at batch 64."""
+
+    format: Format
+    requests: int
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    throughput: float
+    throughput_threads: int
+
+
+class Benchmarked(Record):
+    files: tuple[BenchmarkedFile, ...]
+
+
+class Gate(Record):
+    """One judgement: `measured` stands `relation` `threshold`, or it failed. Thresholds are inclusive."""
+
+    name: str
+    measured: float
+    relation: Literal[">=", "<="]
+    threshold: float
+    unit: str
+    default_threshold: float
+    passed: bool
+    detail: str
+
+
+class Gated(Record):
+    served_format: Format
+    gates: tuple[Gate, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(gate.passed for gate in self.gates)
+
+    @property
+    def failed(self) -> tuple[Gate, ...]:
+        return tuple(gate for gate in self.gates if not gate.passed)
+
+
+class Carded(Record):
+    card: str
+    plots: tuple[str, ...]
+
+
+class Assembled(Record):
+    """A complete Triton repository with one model in one version, in the run's folder.
+
+    `hashes`: SHA-256 by path, relative to the version's folder, of all files in it.
+    """
+
+    name: str
+    version: int
+    root: str
+    served_format: ServedFormat
+    hashes: dict[str, str]
+
+
+class Check(Record):
+    name: str
+    passed: bool
+    detail: str
+
+
+class Validated(Record):
+    """The verdict of a real Triton server on the assembled model."""
+
+    name: str
+    version: int
+    server: str
+    seconds_to_ready: float
+    checks: tuple[Check, ...]
+    log_tail: tuple[str, ...]
+    hashes: dict[str, str]
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.checks) and all(check.passed for check in self.checks)
+
+
+class Published(Record):
+    name: str
+    version: int
+    previous: int | None
+    live: bool
+    repository: str
+    release_sha256: str

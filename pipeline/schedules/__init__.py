@@ -1,0 +1,1 @@
+"""Learning-rate schedules. One file per schedule; the file's name is the schedule's id."""

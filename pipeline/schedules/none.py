@@ -1,0 +1,7 @@
+"""A constant learning rate."""
+
+DEPENDS_ON_TOTAL = False
+
+
+def factor(step: int, steps_per_epoch: int, total_steps: int, gamma: float) -> float:
+    return 1.0

@@ -1,0 +1,1 @@
+"""The engine: batches on a device, the loop over them, checkpoints."""

@@ -1,0 +1,60 @@
+"""A checkpoint is one file, replaced in one step; it is read without running code from it."""
+
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.errors import CheckpointError, FolderError
+from pipeline.records import write_atomically
+
+_DIGEST_BYTES = 32
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Tensors, numbers, strings, lists and dicts, behind their SHA-256. FolderError where it cannot be written."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getvalue()
+    try:
+        write_atomically(path, hashlib.sha256(content).digest() + content)
+    except OSError as error:
+        raise FolderError(f"{path} cannot be written ({error.strerror}): free space or use another --output-dir") from None
+
+
+def load(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The state that was saved, on the CPU, or None where there is no file.
+
+    CheckpointError where the file is damaged, or was made by a run of another `identity`: names the
+    first difference.
+    """
+    try:
+        stored = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    digest, content = stored[:_DIGEST_BYTES], stored[_DIGEST_BYTES:]
+    if hashlib.sha256(content).digest() != digest:
+        raise CheckpointError(f"{path} is damaged: remove it, or begin anew with --no-resume")
+    state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    found = json.loads(state["identity"])
+    for name in sorted(identity.keys() | found.keys()):
+        before, now = found.get(name), identity.get(name)
+        if before != now:
+            raise CheckpointError(
+                f"{path} belongs to another run: {name} was {before!r} and is now {now!r}; use the same values, "
+                "another --output-dir, or begin anew with --no-resume"
+            )
+    return state
+
+
+def weights_sha256(network: nn.Module) -> str:
+    """Over names and values of all weights and buffers, independent of how they are stored."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,254 @@
+"""The embedded Triton server: NVIDIA's own binary from the nvidia-pytriton wheel, without a container.
+
+The wheel lies in a folder of its own, `<environment>/triton`, because only its unused Python package
+has requirements. Its server carries only the Python backend; `backends/` takes the place of the
+C++ ones. Everything runs under a guard process (see `guard.py`).
+"""
+
+import errno
+import http.client
+import json
+import os
+import platform
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipeline.errors import FolderError, PortInUseError, ServerError
+from pipeline.triton import guard
+
+PACKAGE = Path(__file__).parent
+WHEEL = Path(sys.prefix) / "triton"
+TRITON = WHEEL / "pytriton" / "tritonserver"
+BINARY = TRITON / "bin" / "tritonserver"
+PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
+STUB = TRITON / "python_backend_stubs" / PYTHON_VERSION / "triton_python_backend_stub"
+OLDEST_GLIBC = (2, 35)
+
+# A line of Triton's log that begins with E, for error: "E1121 01:52:32.362396 5247 file.cc:42] ...".
+ERROR_LINE = re.compile(r"^E\d{4} \S+ +\d+ \S+\] *(.+)$", re.MULTILINE)
+
+# How long Triton may finish running requests; the guard kills it some seconds later.
+EXIT_TIMEOUT_SECONDS = 5
+STOP_SECONDS = guard.STOP_SECONDS + 5
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """What to serve and where. A port of 0 means a free one; `load` is for explicit control only."""
+
+    repository: Path
+    log_file: Path
+    control: Literal["poll", "explicit"]
+    exit_on_error: bool
+    host: str = "127.0.0.1"
+    http_port: int = 8000
+    grpc_port: int = 8001
+    metrics_port: int = 8002
+    poll_seconds: int = 1
+    load: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server. Its addresses are `host:port`, as Triton's clients want them."""
+
+    http_url: str
+    grpc_url: str
+    metrics_url: str
+    log_file: Path
+    _guard: subprocess.Popen[bytes]
+
+    @property
+    def pid(self) -> int:
+        """The guard's process id, and the session id of all of the server's processes."""
+        return self._guard.pid
+
+    @property
+    def version(self) -> str:
+        """Triton's version, as a live server states it; ServerError if it does not answer."""
+        body = self._get("/v2")
+        if body is None:
+            raise ServerError(f"Triton at {self.http_url} does not answer; its log is {self.log_file}")
+        return str(json.loads(body)["version"])
+
+    def is_alive(self) -> bool:
+        return self._guard.poll() is None
+
+    def wait(self) -> int:
+        """Wait until the server ends; return its exit status."""
+        return self._guard.wait()
+
+    def wait_live(self, deadline: float) -> None:
+        """Wait until the server answers, which is after it tried to load the models at its start.
+
+        `deadline` is in `time.monotonic()` seconds. Raises ServerError when the server ends or the
+        deadline passes.
+        """
+        while self._get("/v2/health/live") is None:
+            if not self.is_alive():
+                raise ServerError(
+                    f"Triton stopped while starting (status {self._guard.returncode}): "
+                    f"{self._reason()}; its log is {self.log_file}"
+                )
+            if time.monotonic() >= deadline:
+                raise ServerError(
+                    f"Triton at {self.http_url} was not live in time; its log is {self.log_file}"
+                )
+            time.sleep(0.02)
+
+    def log_tail(self, lines: int = 20) -> str:
+        """The last lines of the server's log."""
+        return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-lines:])
+
+    def _get(self, path: str) -> bytes | None:
+        """The body of a good answer, else None."""
+        host, _, port = self.http_url.rpartition(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=2)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.read() if response.status == http.HTTPStatus.OK else None
+        except (OSError, http.client.HTTPException):
+            return None
+        finally:
+            connection.close()
+
+    def _reason(self) -> str:
+        """The errors in the log, or its last line where Triton logged none, in one line."""
+        text = self.log_file.read_text(errors="replace")
+        errors = ERROR_LINE.findall(text) or text.strip().splitlines()[-1:]
+        return "; ".join(dict.fromkeys(error.strip() for error in errors)) or "its log is empty"
+
+
+def unavailable() -> str | None:
+    """Why the embedded server cannot run on this machine, or None if it can."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return f"the embedded Triton runs on Linux x86-64 only, this is {sys.platform} {platform.machine()}"
+    libc, version = platform.libc_ver()
+    if libc != "glibc" or tuple(map(int, version.split("."))) < OLDEST_GLIBC:
+        return f"the embedded Triton needs glibc 2.35 or newer, this is {libc or 'another C library'} {version}"
+    if not BINARY.is_file():
+        return f"the nvidia-pytriton wheel is not installed in {WHEEL}"
+    if not STUB.is_file():
+        return f"the nvidia-pytriton wheel has no Python stub for Python {PYTHON_VERSION}"
+    # Without arguments the stub only complains about that, if the loader finds its libpython.
+    probe = subprocess.run([STUB], env=_environment(), capture_output=True, text=True, check=False)
+    if "error while loading shared libraries" in probe.stderr:
+        return f"the Python stub of Triton cannot start: {probe.stderr.strip().rpartition('libraries: ')[2]}"
+    return None
+
+
+@contextmanager
+def running(options: ServerOptions) -> Iterator[Server]:
+    """Start a server, and stop it at the end, whatever happens; it need not be live yet.
+
+    Raises PortInUseError for a taken port, and ServerError where no server can run here.
+    """
+    if reason := unavailable():
+        raise ServerError(f"{reason}; use the stock image of Triton there")
+    ports = _free_ports(options)
+    command = [sys.executable, "-I", "-S", guard.__file__]
+    command += map(str, [tempfile.gettempdir(), TRITON / "backends" / "python", STUB, PACKAGE / "backends", BINARY])
+    command += _arguments(options, *ports)
+    try:
+        with options.log_file.open("wb") as log:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=_environment(),
+                cwd="/",  # the stub would import a model.py of the current folder
+                start_new_session=True,  # Ctrl-C in a terminal is for us; we stop the server
+            )
+    except OSError as error:
+        raise FolderError(f"cannot write the server's log {options.log_file}: {error.strerror}") from error
+    urls = [f"{options.host}:{port}" for port in ports]
+    try:
+        yield Server(*urls, log_file=options.log_file, _guard=process)
+    finally:
+        _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    process.stdin.close()  # tells the guard to stop the server
+    try:
+        process.wait(STOP_SECONDS)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _free_ports(options: ServerOptions) -> list[int]:
+    """The ports for HTTP, gRPC and metrics; all are listened on at once, so that they differ."""
+    wanted = {
+        "--http-port": options.http_port,
+        "--grpc-port": options.grpc_port,
+        "--metrics-port": options.metrics_port,
+    }
+    ports = []
+    with ExitStack() as sockets:
+        for flag, port in wanted.items():
+            listener = sockets.enter_context(socket.socket())
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind((options.host, port))
+                listener.listen()
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    raise PortInUseError(
+                        f"port {port} of {options.host} is in use: stop what listens there, "
+                        f"or give another {flag} (0 takes a free one)"
+                    ) from error
+                raise ServerError(
+                    f"cannot listen on {options.host}:{port} ({flag}): {error.strerror or error}"
+                ) from error
+            ports.append(listener.getsockname()[1])
+    return ports
+
+
+def _arguments(options: ServerOptions, http_port: int, grpc_port: int, metrics_port: int) -> list[str]:
+    arguments = [
+        f"--model-repository={options.repository.resolve()}",
+        f"--model-control-mode={options.control}",
+        "--disable-auto-complete-config",
+        f"--exit-on-error={str(options.exit_on_error).lower()}",
+        f"--exit-timeout-secs={EXIT_TIMEOUT_SECONDS}",
+        f"--http-address={options.host}",
+        f"--http-port={http_port}",
+        f"--grpc-address={options.host}",
+        f"--grpc-port={grpc_port}",
+        f"--metrics-address={options.host}",
+        f"--metrics-port={metrics_port}",
+    ]
+    if options.control == "poll":
+        arguments.append(f"--repository-poll-secs={options.poll_seconds}")
+    if not Path("/dev/nvidiactl").exists():
+        arguments.append("--allow-gpu-metrics=false")
+    return arguments + [f"--load-model={model}" for model in options.load]
+
+
+def _environment() -> dict[str, str]:
+    """The server's environment: the stub takes its Python from PATH and the libraries from the wheel."""
+    environment = dict(os.environ)
+    environment["PATH"] = os.pathsep.join(
+        [str(Path(sys.executable).parent), environment.get("PATH", os.defpath)]
+    )
+    libraries = [str(WHEEL / "nvidia_pytriton.libs"), f"{sys.base_prefix}/lib"]
+    if inherited := environment.get("LD_LIBRARY_PATH"):
+        libraries.append(inherited)
+    environment["LD_LIBRARY_PATH"] = os.pathsep.join(libraries)
+    environment["PYTHONPATH"] = str(PACKAGE.parent.parent)  # the backends import this package
+    # A backend sets its own number of threads; these would only start more of them at import.
+    environment["OMP_NUM_THREADS"] = environment["OPENBLAS_NUM_THREADS"] = "1"
+    return environment
