@@ -17,6 +17,11 @@ Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 Probabilities = NDArray[np.float32]
 
+# Names of the served tensors, alike in all formats; TorchScript asks for the "__0".
+INPUT, OUTPUT = "image", "probabilities__0"
+# The largest batch that a server makes of single requests.
+MAX_BATCH_SIZE = 128
+
 
 class Classifier(nn.Module):
     """Base of all networks: normalised float images [N, C, H, W] to scores [N, K].
@@ -117,13 +122,18 @@ Runner = Callable[[Images], Probabilities]
 
 
 class FormatEntry(Protocol):
-    """A file in `pipeline/formats`: how a network is written to a file and asked from that file alone."""
+    """A file in `pipeline/formats`: how a network is written to a file and asked from that file alone.
+
+    `export` writes the served network (uint8 [N, C, H, W] to probabilities [N, K]) and returns what
+    is worth knowing of the file; `open` uses as many threads as torch does at that moment. `build`
+    makes the network that a format without a graph of its own is read into.
+    """
 
     FORMAT: Format
     SUFFIX: str
 
     def export(self, served: nn.Module, example: Tensor, path: Path) -> dict[str, str | int]: ...
-    def open(self, path: Path, build: Callable[[], nn.Module], threads: int) -> Runner: ...
+    def open(self, path: Path, build: Callable[[], nn.Module]) -> Runner: ...
 
 
 def batches(images: Images, size: int) -> Iterator[Images]:

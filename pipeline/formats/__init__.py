@@ -1,0 +1,1 @@
+"""File formats. One file per format; the file's name is the format's id. Paths never hold more than one file."""

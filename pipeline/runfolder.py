@@ -1,0 +1,63 @@
+"""Where everything lies in a run's folder. A run folder is the whole truth: each stage can run again from it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from pipeline.errors import FolderError
+from pipeline.records import Format
+
+_SUFFIXES: dict[Format, str] = {"pytorch": ".pth", "onnx": ".onnx", "torchscript": ".pt"}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run; `root` may be moved as a whole."""
+
+    root: Path
+
+    @property
+    def log(self) -> Path:
+        return self.root / "pipeline.log"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "logs" / "metrics.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.root / "checkpoints" / "last.pt"
+
+    @property
+    def reference(self) -> Path:
+        """Probabilities float32 [N, K] of the network in PyTorch over the test set."""
+        return self.root / "records" / "probabilities.npy"
+
+    @property
+    def golden(self) -> Path:
+        """Some test images and what the served file answered to them."""
+        return self.root / "records" / "golden.npz"
+
+    def record(self, name: str) -> Path:
+        return self.root / "records" / f"{name}.json"
+
+    def model(self, short_name: str, file_format: Format) -> Path:
+        return self.root / "models" / f"{short_name}_model{_SUFFIXES[file_format]}"
+
+    def relative(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+    def open(self) -> FileLock:
+        """Make the folder and hold it for this process; FolderError where that cannot be."""
+        lock = FileLock(self.root / ".lock", timeout=0)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            raise FolderError(f"{self.root} is in use by another run: wait for it or name another --output-dir") from None
+        except OSError as error:
+            raise FolderError(
+                f"{self.root} cannot be written ({error.strerror}): name another folder by --output-dir or OUTPUT_DIR"
+            ) from None
+        return lock

@@ -1,0 +1,33 @@
+"""The network as it is served: raw pixels in, probabilities out, in one graph."""
+
+import torch
+from torch import Tensor, nn
+
+from pipeline import registry
+from pipeline.records import DataInfo
+from pipeline.specs import Classifier
+from pipeline.training.batches import Normalise
+
+
+class Served(nn.Module):
+    """uint8 [N, C, H, W] to probabilities [N, K], each row summing to 1."""
+
+    def __init__(self, network: Classifier, normalise: Normalise) -> None:
+        super().__init__()
+        self.normalise = normalise
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        scores = self.network(self.normalise(image))
+        return self.network.log_probabilities(scores).exp()
+
+
+def build_network(model_id: str, data: DataInfo, seed: int = 0) -> Classifier:
+    """A network with weights drawn by the seed."""
+    torch.manual_seed(seed)
+    return registry.model(model_id).build(data.shape, len(data.labels))
+
+
+def build_served(model_id: str, data: DataInfo) -> Served:
+    """An untrained served network to load exported weights into."""
+    return Served(build_network(model_id, data), Normalise(data.mean, data.std))

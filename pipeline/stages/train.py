@@ -1,0 +1,87 @@
+"""Train a network, or take up a training where its last checkpoint left it."""
+
+import logging
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torchinfo import summary
+
+from pipeline.config import RunConfig, TrainConfig
+from pipeline.records import DataInfo, Layer, Trained
+from pipeline.runfolder import RunFolder
+from pipeline.served import Served, build_network
+from pipeline.stages.prepare import Prepared
+from pipeline.training import checkpoint, device
+from pipeline.training.batches import Normalise
+from pipeline.training.loop import Training
+
+_log = logging.getLogger(__name__)
+
+
+class Result(NamedTuple):
+    trained: Trained
+    served: Served
+
+
+def train(prepared: Prepared, config: RunConfig, folder: RunFolder) -> Result:
+    """The network is returned on the CPU, ready to be asked and exported.
+
+    A finished run is not trained again. CheckpointError where the folder holds a damaged checkpoint
+    or one of another run; NonFiniteLossError where the loss is no longer a number.
+    """
+    # Denormal numbers are slow on CPUs and say nothing here.
+    torch.set_flush_denormal(True)
+    data = prepared.info
+    network = build_network(config.train.model_id, data, config.train.seed)
+    layers = _layers(network, data)
+    training = Training(
+        network,
+        Normalise(data.mean, data.std),
+        (prepared.train, prepared.validation),
+        config.train,
+        device.choose(config.devices),
+        log_interval=config.log_interval,
+        batch_limit=1 if config.dry_run else None,
+    )
+    identity = _identity(config.train, data)
+    if config.resume and not config.dry_run and training.restore(folder.checkpoint, identity):
+        _log.info("going on after epoch %d of %d", len(training.progress.epochs), config.train.epochs)
+    save = config.save_model and not config.dry_run
+    progress = training.run(lambda: training.save(folder.checkpoint, identity) if save else None)
+    served = Served(training.network, training.normalise).cpu().eval()
+    trained = Trained(
+        model_id=config.train.model_id,
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        layers=layers,
+        device=str(training.device),
+        epochs=tuple(progress.epochs),
+        stopped_early=progress.stopped_early,
+        best_epoch=progress.best_epoch,
+        batches=progress.series(),
+        images_seen=progress.images_seen,
+        seconds=sum(epoch.seconds for epoch in progress.epochs),
+        weights_sha256=checkpoint.weights_sha256(served.network),
+    )
+    return Result(trained, served)
+
+
+def _identity(config: TrainConfig, data: DataInfo) -> dict[str, Any]:
+    """What must be equal for a run to go on; the number of epochs is judged by the schedule."""
+    values: dict[str, Any] = config.model_dump(mode="json", exclude={"epochs"})
+    return {**values, "data_sha256": data.sha256}
+
+
+def _layers(network: nn.Module, data: DataInfo) -> tuple[Layer, ...]:
+    """Layers with parameters or another output shape, in order, for one image."""
+    found = summary(network, input_size=(1, *data.shape), verbose=0, device="cpu").summary_list
+    return tuple(
+        Layer(
+            name=layer.var_name,
+            kind=layer.class_name,
+            output_shape=tuple(layer.output_size[1:]),
+            parameters=max(0, layer.num_params),
+        )
+        for layer in found
+        if layer.is_leaf_layer
+    )

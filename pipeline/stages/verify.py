@@ -1,0 +1,63 @@
+"""Load each exported file and ask it: how well it does, how far it is from PyTorch, whether its answers are sound."""
+
+from functools import partial
+
+import numpy as np
+
+from pipeline import metrics, registry
+from pipeline.records import DataInfo, Exported, ExportedFile, Format, Verified, VerifiedFile
+from pipeline.runfolder import RunFolder
+from pipeline.served import build_served
+from pipeline.specs import MAX_BATCH_SIZE, Images, Probabilities, Runner, Split, batches
+
+_TEST_BATCH = 64
+_BATCH_SIZES = (1, 2, 3, MAX_BATCH_SIZE)
+_COMPARED_IMAGES = 256
+
+
+def verify(
+    exported: Exported, model_id: str, data: DataInfo, test: Split, served_format: Format, folder: RunFolder
+) -> Verified:
+    """Over the whole test set at batch 64, and over 256 images at batches 1, 2, 3 and the maximum.
+
+    Images and answers of the file that will be served are kept, so that a server can be held
+    against them.
+    """
+    reference: Probabilities = np.load(folder.reference)
+    files = []
+    for file in exported.files:
+        run = registry.file_format(file.format).open(folder.root / file.path, partial(build_served, model_id, data))
+        files.append(_verify(file, run, data, test, reference))
+        if file.format == served_format:
+            images = test.images[:MAX_BATCH_SIZE]
+            np.savez(folder.golden, images=images, probabilities=run(images))
+    return Verified(files=tuple(files))
+
+
+def _verify(
+    file: ExportedFile, run: Runner, data: DataInfo, test: Split, reference: Probabilities
+) -> VerifiedFile:
+    probabilities = _ask(run, test.images, _TEST_BATCH)
+    compared = test.images[:_COMPARED_IMAGES]
+    by_batch = [_ask(run, compared, size) for size in _BATCH_SIZES]
+    return VerifiedFile(
+        format=file.format,
+        metrics=metrics.measure(probabilities, test.labels, data.labels),
+        largest_difference=float(np.abs(probabilities - reference).max()),
+        agreement=float((probabilities.argmax(1) == reference.argmax(1)).mean()),
+        batch_sizes=_BATCH_SIZES,
+        batch_difference=max(float(np.abs(answers - by_batch[0]).max()) for answers in by_batch),
+        finite=_is_sound(run, data.shape),
+    )
+
+
+def _ask(run: Runner, images: Images, batch_size: int) -> Probabilities:
+    return np.concatenate([run(part) for part in batches(images, batch_size)])
+
+
+def _is_sound(run: Runner, shape: tuple[int, int, int]) -> bool:
+    """Whether answers to pictures that no data set holds are still probabilities."""
+    noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    strange = np.stack([np.zeros(shape, np.uint8), np.ones(shape, np.uint8), np.full(shape, 255, np.uint8), noise])
+    answers = run(strange)
+    return bool(np.isfinite(answers).all() and np.allclose(answers.sum(axis=1), 1, atol=1e-4))
