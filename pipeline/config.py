@@ -107,6 +107,11 @@ class RunConfig(Record):
     dataset_fallback: bool
     sources: dict[str, Source]
 
+    @property
+    def judged_format(self) -> Format:
+        """The file that the gates judge: the served one, or the first where it is not exported."""
+        return self.served_format if self.served_format in self.export_formats else self.export_formats[0]
+
 
 class Value(NamedTuple):
     value: object

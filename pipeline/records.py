@@ -206,6 +206,18 @@ class Benchmarked(Record):
     files: tuple[BenchmarkedFile, ...]
 
 
+class ModelMetrics(Record):
+    """The summary in `logs/metrics.json`, with all series. None where nothing was exported."""
+
+    model_id: str
+    parameters: int
+    epochs: tuple[Epoch, ...]
+    batches: BatchSeries
+    test: Metrics
+    verified: Verified | None
+    benchmarked: Benchmarked | None
+
+
 class Gate(Record):
     """One judgement: `measured` stands `relation` `threshold`, or it failed. Thresholds are inclusive."""
 
@@ -276,6 +288,4 @@ class Published(Record):
     name: str
     version: int
     previous: int | None
-    live: bool
     repository: str
-    release_sha256: str

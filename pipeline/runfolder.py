@@ -42,6 +42,11 @@ class RunFolder:
     def record(self, name: str) -> Path:
         return self.root / "records" / f"{name}.json"
 
+    def clear_records(self) -> None:
+        """A stage that is not reached this time must not be answered for by a record of an earlier run."""
+        for path in (self.root / "records").glob("*.json"):
+            path.unlink()
+
     def model(self, short_name: str, file_format: Format) -> Path:
         return self.root / "models" / f"{short_name}_model{_SUFFIXES[file_format]}"
 

@@ -9,23 +9,31 @@ import hashlib
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
 import zipfile
 from pathlib import Path
 
+import pip
 import pytest
 
 ROOT = Path(__file__).parent.parent
 LOCKS = ("requirements.lock", "requirements-triton.lock", "requirements-uv.lock")
 
 # Notes its arguments, then takes long where the test says so.
-UV_PROGRAM = b"""#!python
-import os, pathlib, sys, time
-with open(os.environ["UV_NOTES"], "a") as notes:
-    print(*sys.argv[1:], file=notes)
-time.sleep(float(os.environ.get("UV_SECONDS", "0")))
+UV_PROGRAM = b"""#!/usr/bin/env bash
+echo "$@" >>"$UV_NOTES"
+sleep "${UV_SECONDS:-0}"
+"""
+
+# Unpacking pip takes venv seven seconds: this one links the pip that is here.
+BASE_PYTHON = f"""#!/usr/bin/env bash
+set -euo pipefail
+if [[ $2 != venv ]]; then exec "{sys.executable}" "$@"; fi
+"{sys.executable}" "$@" --without-pip
+ln -s "{Path(pip.__file__).parent}" "${{@: -1}}"/lib/python3.*/site-packages/
 """
 
 
@@ -45,7 +53,9 @@ def make_wheel(folder: Path) -> Path:
     path = folder / "uv-0.0.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as wheel:
         for name, content in files.items():
-            wheel.writestr(name, content)
+            entry = zipfile.ZipInfo(name)
+            entry.external_attr = (stat.S_IFREG | 0o755) << 16
+            wheel.writestr(entry, content)
         wheel.writestr(f"{info}/RECORD", f"{record}{info}/RECORD,,\n")
     return path
 
@@ -65,12 +75,15 @@ class Project:
         (self.root / "requirements-uv.lock").write_text(f"uv==0.0.0 --hash=sha256:{digest}\n")
         self.stamp = self.root / ".venv" / "installed.lock"
         self.notes = folder / "notes"
+        base_python = folder / "base-python"
+        base_python.write_text(BASE_PYTHON)
+        base_python.chmod(0o755)
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "UV_", "PYTHON"))}
         self.environment = inherited | {
             "PIP_CONFIG_FILE": os.devnull,
             "PIP_FIND_LINKS": str(wheel.parent),
             "PIP_NO_INDEX": "1",
-            "PYTHON": sys.executable,
+            "PYTHON": str(base_python),
             "UV_NOTES": str(self.notes),
         }
 
@@ -85,9 +98,7 @@ class Project:
         program.symlink_to(sys.executable)
         self.stamp.write_text(self.locked)
 
-    def start(
-        self, *arguments: str, program: Path | None = None, **environment: str
-    ) -> "subprocess.Popen[str]":
+    def start(self, *arguments: str, program: Path | None = None, **environment: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
             [program or self.python, *arguments],
             env=self.environment | environment,

@@ -1,0 +1,66 @@
+"""Classify some test images by a running server or by the released file, and draw the answers."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipeline import registry
+from pipeline.errors import FolderError, InputError, ServerError
+from pipeline.specs import Images, Probabilities
+from pipeline.triton import client, repository
+
+_log = logging.getLogger(__name__)
+
+_SCALE = 8  # a 28x28 image is hard to see
+
+
+def infer(
+    root: Path, data_dir: Path, results: Path, *, name: str | None, url: str, count: int, seed: int | None
+) -> str:
+    """A table of the answers to `count` random test images; one `predicted_<class>_<index>.png` for each.
+
+    InputError where nothing is released under the name, or the data is of another content.
+    """
+    name = name or repository.newest(root)
+    version = repository.live_version(root, name)
+    if version is None:
+        raise InputError(f"{name} is not in {root}: known: {', '.join(repository.names(root)) or 'nothing yet'}")
+    released = repository.release(root, name, version)
+    test = registry.dataset(released.data.dataset_id).load(data_dir).test
+    chosen = np.random.default_rng(seed).choice(len(test.labels), size=min(count, len(test.labels)), replace=False)
+    images = np.ascontiguousarray(test.images[chosen])
+    probabilities, answered_by = _ask(root, name, version, url, images)
+    labels = released.data.labels
+    lines = [f"{name} version {version}, {answered_by}", f"{'index':>6}  {'predicted':<16} {'probability':>11}  true"]
+    for index, image, row in zip(chosen.tolist(), images, probabilities, strict=True):
+        best = int(row.argmax())
+        path = results / f"predicted_{best}_{index}.png"
+        _draw(image, path)
+        right = labels[int(test.labels[index])]
+        lines.append(f"{index:6d}  {labels[best]:<16} {row[best]:11.2%}  {right:<12} {path}")
+    return "\n".join(lines)
+
+
+def _ask(root: Path, name: str, version: int, url: str, images: Images) -> tuple[Probabilities, str]:
+    try:
+        return client.classify_http(url, name, images), f"answered by the server at {url}"
+    except ServerError as error:
+        _log.debug("no server: %s", error)
+    repository.verify_version(root, name, version)
+    file = root / name / str(version) / "model.onnx"
+    if not file.exists():
+        raise InputError(f"{file} is missing and no server answers at {url}: start bin/serve, then ask again")
+    run = registry.file_format("onnx").open(file, lambda: None)  # type: ignore[arg-type,return-value]
+    return run(images), f"answered by {file}, as no server serves it at {url}"
+
+
+def _draw(image: Images, path: Path) -> None:
+    pixels = image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0)
+    picture = Image.fromarray(pixels)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.resize((picture.width * _SCALE, picture.height * _SCALE), Image.Resampling.NEAREST).save(path)
+    except OSError as error:
+        raise FolderError(f"{path} cannot be written ({error.strerror}): name another --results-dir") from None

@@ -1,0 +1,160 @@
+"""Every option of the command line, declared once: names, type, range, general default, help.
+
+Imports little: `--help` must answer at once.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import click
+import cloup
+
+# Where neither a flag nor the environment nor a recipe says otherwise.
+DEFAULTS: dict[str, Any] = {
+    "data_dir": "./data",
+    "output_dir": None,  # ./output_<date>_<time>
+    "model_repository": "./model_repository",
+    "image_size": None,
+    "criteria": ("nll",),
+    "optimizer_id": "adam",
+    "scheduler_id": "none",
+    "epochs": 5,
+    "batch_size": 64,
+    "learning_rate": 0.001,
+    "weight_decay": 0.0,
+    "betas": (0.9, 0.999),
+    "momentum": 0.9,
+    "gamma": 0.7,
+    "label_smoothing": 0.0,
+    "gradient_clip_norm": 0.0,
+    "augmentation": "none",
+    "validation_fraction": 0.1,
+    "early_stopping_patience": 0,
+    "seed": 1,
+    "test_batch_size": 1000,
+    "log_interval": 10,
+    "min_test_accuracy": 0.97,
+    "min_per_class_accuracy": 0.90,
+    "max_model_size_mb": 10.0,
+    "max_inference_time_ms": 50.0,
+}
+FORMATS = ("pytorch", "onnx", "torchscript")
+
+
+class FiniteRange(click.FloatRange):
+    """A number inside a range; unlike click's own range it refuses NaN and infinity."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+SHARE = FiniteRange(0, 1)
+POSITIVE = FiniteRange(0, min_open=True)
+NOT_NEGATIVE = FiniteRange(0)
+COUNT = click.IntRange(1)
+NOT_NEGATIVE_COUNT = click.IntRange(0)
+PORT = click.IntRange(0, 65535)
+
+Option = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def _recipe(*names: str, kind: Any, text: str, **more: Any) -> Option:
+    """An option that a model's recipe may set."""
+    default = DEFAULTS[names[0].removeprefix("--").replace("-", "_")]
+    return cloup.option(*names, type=kind, default=None, help=f"{text} [default: the recipe's, else {default}]", **more)
+
+
+def _plain(*names: str, kind: Any, text: str) -> Option:
+    """An option with one default for all models."""
+    default = DEFAULTS[names[0].removeprefix("--").replace("-", "_")]
+    return cloup.option(*names, type=kind, default=None, help=text + ("" if default is None else f" [default: {default}]"))
+
+
+model_repository = cloup.option(
+    "--model-repository",
+    metavar="DIR",
+    help="Triton model repository [env: MODEL_REPOSITORY; default: ./model_repository]",
+)
+data_dir = cloup.option(
+    "--data-dir", metavar="DIR", help="Where the data lies, or is fetched to [env: DATA_DIR; default: ./data]"
+)
+quiet = cloup.option("-q", "--quiet", is_flag=True, help="Silence everything but errors")
+debug = cloup.option("--debug", is_flag=True, help="Show a traceback with an error")
+
+TRAIN = (
+    cloup.option_group(
+        "What to train",
+        cloup.option("--model-id", default="mnist_cnn_v1", show_default=True, help="Architecture"),
+        cloup.option("--dataset-id", help="Data set [default: mnist_v1; digits_v1 where MNIST is not to be had]"),
+        data_dir,
+        cloup.option("--output-dir", metavar="DIR", help="The run's folder [env: OUTPUT_DIR; default: ./output_<date>_<time>]"),
+        _plain("--image-size", kind=click.IntRange(8, 1024), text="Resize images to this height and width, in pixels"),
+    ),
+    cloup.option_group(
+        "Training",
+        cloup.option(
+            "--criterion-id",
+            multiple=True,
+            metavar="ID[:WEIGHT]",
+            help="Loss; repeat it for a weighted sum, as nll:1.0 [default: the recipe's, else nll]",
+        ),
+        _recipe("--optimizer-id", kind=str, text="Optimizer"),
+        _recipe("--scheduler-id", kind=str, text="Learning-rate schedule"),
+        _recipe("--epochs", kind=COUNT, text="Passes over the training images, in all"),
+        _recipe("--batch-size", kind=COUNT, text="Images per step"),
+        cloup.option(
+            "--learning-rate", "--lr", type=POSITIVE,
+            help=f"Peak learning rate [default: the recipe's, else {DEFAULTS['learning_rate']}]",
+        ),
+        _recipe("--weight-decay", kind=NOT_NEGATIVE, text="Weight decay, not applied to biases and norms"),
+        _recipe("--label-smoothing", kind=FiniteRange(0, 1, max_open=True), text="Label smoothing"),
+        _plain("--gradient-clip-norm", kind=NOT_NEGATIVE, text="Clip the gradient to this norm; 0: do not"),
+        _plain("--gamma", kind=POSITIVE, text="Factor per epoch of the schedule 'step'"),
+        _recipe("--validation-fraction", kind=FiniteRange(0, 0.9), text="Share of training images set aside"),
+        _plain("--early-stopping-patience", kind=NOT_NEGATIVE_COUNT, text="Stop after so many epochs without a lower validation loss; 0: do not"),
+        _plain("--seed", kind=NOT_NEGATIVE_COUNT, text="Seed of all randomness"),
+        _plain("--test-batch-size", kind=COUNT, text="Images per step of the evaluation in PyTorch"),
+        _plain("--log-interval", kind=COUNT, text="Batches between two log lines"),
+        cloup.option("--save-model/--no-save-model", default=True, show_default=True, help="Write a checkpoint after each epoch"),
+        cloup.option("--resume/--no-resume", default=True, show_default=True, help="Go on from the last checkpoint in the run's folder"),
+        cloup.option("--dry-run", is_flag=True, help="One pass over everything, one batch each; judge and publish nothing"),
+    ),
+    cloup.option_group(
+        "Device",
+        cloup.option("--device", type=click.Choice(("auto", "cpu", "cuda", "mps")), default="auto", show_default=True, help="Device to train on"),
+        cloup.option("--no-cuda", is_flag=True, help="Do not use a CUDA device"),
+        cloup.option("--no-mps", is_flag=True, help="Do not use Apple's GPU"),
+        cloup.option("--trainer", type=click.Choice(("single",)), default="single", show_default=True, help="How training is spread over processes"),
+        cloup.option("--num-processes", type=click.IntRange(1, 1), default=1, show_default=True, help="Training processes"),
+    ),
+    cloup.option_group(
+        "Export",
+        cloup.option(
+            "--export-format", "--export_format", "export_formats",
+            type=click.Choice(("all", *FORMATS)), multiple=True, help="File formats; may be repeated [default: all]",
+        ),
+        cloup.option("--skip-export", is_flag=True, help="Write no model files, and so release nothing"),
+        cloup.option("--skip-visualizations", is_flag=True, help="Draw no plots"),
+    ),
+    cloup.option_group(
+        "Gates",
+        _plain("--min-test-accuracy", kind=SHARE, text="Least accuracy on the test set, 0 to 1"),
+        _plain("--min-per-class-accuracy", kind=SHARE, text="Least accuracy of the worst class, 0 to 1"),
+        _plain("--max-model-size-mb", kind=POSITIVE, text="Largest served file, in 10^6 bytes"),
+        _plain("--max-inference-time-ms", kind=POSITIVE, text="Longest p95 latency of one image on one thread"),
+    ),
+    cloup.option_group(
+        "Release",
+        cloup.option("--served-format", type=click.Choice(("onnx", "torchscript")), default="onnx", show_default=True, help="The file that Triton serves"),
+        model_repository,
+        cloup.option("--release-name", metavar="NAME", help="Name in the repository [default: <model id>-<dataset id>]"),
+        cloup.option("--no-publish", is_flag=True, help="Judge and validate, but publish nothing"),
+    ),
+    cloup.option_group("Output", quiet, debug),
+)  # fmt: skip

@@ -1,0 +1,210 @@
+"""The table of contents: every stage of a release, in order, each record saved in the run's folder."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from pipeline import console, provenance, registry
+from pipeline.config import RunConfig
+from pipeline.errors import GateError, VerdictError
+from pipeline.records import (
+    Assembled,
+    Benchmarked,
+    CodeInfo,
+    DataInfo,
+    Evaluated,
+    Exported,
+    Gated,
+    ModelMetrics,
+    Published,
+    Record,
+    Trained,
+    Validated,
+    Verified,
+)
+from pipeline.runfolder import RunFolder
+from pipeline.specs import Split
+from pipeline.stages.assemble import assemble
+from pipeline.stages.benchmark import benchmark
+from pipeline.stages.card import CardInputs, card
+from pipeline.stages.evaluate import evaluate
+from pipeline.stages.export import export
+from pipeline.stages.gate import gate
+from pipeline.stages.prepare import check_fit, prepare, shape_of
+from pipeline.stages.publish import ReleaseInputs, publish
+from pipeline.stages.train import train
+from pipeline.stages.validate import validate
+from pipeline.stages.verify import verify
+from pipeline.triton import repository
+
+_log = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclass
+class Outcome:
+    """What a run came to. Records of stages that it did not reach are None; `seconds` are by stage."""
+
+    config: RunConfig
+    data: DataInfo | None = None
+    evaluated: Evaluated | None = None
+    verified: Verified | None = None
+    benchmarked: Benchmarked | None = None
+    gated: Gated | None = None
+    validated: Validated | None = None
+    published: Published | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        _log.debug("stage %s begins", name)
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = time.perf_counter() - started
+            _log.debug("stage %s took %.2f s", name, self.seconds[name])
+
+
+def run(config: RunConfig, outcome: Outcome) -> None:
+    """From a configuration to a published version. What was reached is in `outcome`, also after an error.
+
+    GateError and VerdictError (exit status 3) where the candidate is refused: nothing was published.
+    """
+    check_fit(config.train)
+    if config.publish:
+        repository.check_writable(config.model_repository)
+        repository.check_signature(
+            config.model_repository,
+            config.release_name,
+            shape_of(config.train),
+            registry.dataset(config.train.dataset_id).LABELS,
+        )
+    folder = RunFolder(config.output_dir)
+    with folder.open():
+        console.log_to(folder.log)
+        _run(config, folder, outcome)
+
+
+def _run(config: RunConfig, folder: RunFolder, outcome: Outcome) -> None:
+    def keep(name: str, record: R) -> R:
+        record.save(folder.record(name))
+        return record
+
+    with outcome.stage("prepare"):
+        folder.clear_records()
+        prepared = prepare(config.train, config.data_dir, fallback=config.dataset_fallback)
+        data = outcome.data = keep("data", prepared.info)
+        code = keep("code", provenance.describe())
+        keep("config", config)
+        test = _first(prepared.test, config.test_batch_size) if config.dry_run else prepared.test
+    with outcome.stage("train"):
+        trained, served = train(prepared, config, folder)
+        keep("trained", trained)
+    with outcome.stage("evaluate"):
+        evaluated = outcome.evaluated = keep(
+            "evaluated", evaluate(served, test, data.labels, config.test_batch_size, folder)
+        )
+    if not config.export:
+        _save_metrics(folder, trained, evaluated, None, None)
+        return
+    with outcome.stage("export"):
+        exported = keep("exported", export(served, data, config.export_formats, folder))
+    with outcome.stage("verify"):
+        verified = outcome.verified = keep(
+            "verified", verify(exported, config.train.model_id, data, test, config.judged_format, folder)
+        )
+    with outcome.stage("benchmark"):
+        benchmarked = outcome.benchmarked = keep(
+            "benchmarked", benchmark(exported, config.train.model_id, data, test, folder)
+        )
+    _save_metrics(folder, trained, evaluated, verified, benchmarked)
+    if config.dry_run:
+        return
+    with outcome.stage("gate"):
+        gated = outcome.gated = keep(
+            "gated",
+            gate(exported, verified, benchmarked, config.judged_format, config.gates, config.default_gates),
+        )
+    with outcome.stage("card"):
+        inputs = CardInputs(config, code, data, trained, evaluated, exported, verified, benchmarked, gated)
+        carded = keep("carded", card(inputs, folder.root, visualizations=config.visualizations))
+    demand_gates(gated)
+    if config.judged_format != config.served_format:
+        return
+    with outcome.stage("assemble"):
+        assembled = keep("assembled", assemble(config, data, exported, carded, folder))
+    with outcome.stage("validate"):
+        validated = outcome.validated = keep("validated", validate(assembled, data.labels, folder))
+    demand_verdict(validated)
+    if config.publish:
+        with outcome.stage("publish"):
+            outcome.published = keep("published", publish_run(folder, config.model_repository))
+
+
+def publish_run(folder: RunFolder, model_repository: Path) -> Published:
+    """Publish what a run folder holds; the server's verdict is asked for first where the run has none.
+
+    InputError where the run did not get as far as `assemble`.
+    """
+    gated = Gated.load(folder.record("gated"))
+    demand_gates(gated)
+    assembled = Assembled.load(folder.record("assembled"))
+    data = DataInfo.load(folder.record("data"))
+    if not folder.record("validated").exists():
+        validate(assembled, data.labels, folder).save(folder.record("validated"))
+    inputs = ReleaseInputs(
+        config=RunConfig.load(folder.record("config")),
+        code=CodeInfo.load(folder.record("code")),
+        data=data,
+        trained=Trained.load(folder.record("trained")),
+        evaluated=Evaluated.load(folder.record("evaluated")),
+        exported=Exported.load(folder.record("exported")),
+        verified=Verified.load(folder.record("verified")),
+        benchmarked=Benchmarked.load(folder.record("benchmarked")),
+    )
+    validated = Validated.load(folder.record("validated"))
+    return publish(assembled, gated, validated, inputs, folder, model_repository)
+
+
+def demand_gates(gated: Gated) -> None:
+    if not gated.passed:
+        failed = "; ".join(
+            f"{gate.name} is {gate.measured:.4g}{gate.unit and ' '}{gate.unit}, not {gate.relation} "
+            f"{gate.threshold:g}{gate.unit and ' '}{gate.unit} ({gate.detail})"
+            for gate in gated.failed
+        )
+        raise GateError(f"refused, nothing was published: {failed}")
+
+
+def demand_verdict(validated: Validated) -> None:
+    if not validated.passed:
+        failed = "; ".join(f"{check.name}: {check.detail}" for check in validated.checks if not check.passed)
+        raise VerdictError(f"refused by {validated.server}, nothing was published: {failed}; see triton.log in the run")
+
+
+def _save_metrics(
+    folder: RunFolder,
+    trained: Trained,
+    evaluated: Evaluated,
+    verified: Verified | None,
+    benchmarked: Benchmarked | None,
+) -> None:
+    ModelMetrics(
+        model_id=trained.model_id,
+        parameters=trained.parameters,
+        epochs=trained.epochs,
+        batches=trained.batches,
+        test=evaluated.metrics,
+        verified=verified,
+        benchmarked=benchmarked,
+    ).save(folder.metrics)
+
+
+def _first(split: Split, count: int) -> Split:
+    return Split(split.images[:count], split.labels[:count])

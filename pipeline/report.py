@@ -1,0 +1,90 @@
+"""What a run tells a person: the values it begins with, and what it came to."""
+
+import logging
+
+from pipeline.config import RunConfig
+from pipeline.records import Published
+from pipeline.release import Outcome
+
+_log = logging.getLogger(__name__)
+
+
+def begin(config: RunConfig) -> None:
+    """Log each effective value and where it came from."""
+    train = config.train
+    if config.dataset_fallback:
+        _log.info("training on the embedded digits_v1 in place of MNIST")
+    _log.info("run folder %s", config.output_dir)
+    values = {
+        **train.model_dump(exclude={"criteria"}),
+        "criteria": " ".join(f"{criterion.loss_id}:{criterion.weight:g}" for criterion in train.criteria),
+        **config.gates.model_dump(),
+        "data_dir": config.data_dir,
+        "model_repository": config.model_repository,
+    }
+    for name in sorted(values):
+        source = config.sources.get(name, "default")
+        if values[name] is not None:
+            _log.info("  %-24s %-28s %s", name, values[name], source)
+
+
+def end(outcome: Outcome) -> str:
+    """A few lines: released or not and why, what was measured, where it lies, how to serve and to ask it."""
+    lines = [_verdict(outcome)]
+    if outcome.gated and outcome.verified and outcome.benchmarked:
+        served = outcome.gated.served_format
+        metrics = next(file.metrics for file in outcome.verified.files if file.format == served)
+        timed = next(file for file in outcome.benchmarked.files if file.format == served)
+        size = next(gate.measured for gate in outcome.gated.gates if gate.name == "model size")
+        lines.append(
+            f"  measured    {served}: accuracy {metrics.accuracy:.2%}, {size:.2f} MB, latency p50 {timed.p50_ms:.2f} ms, "
+            f"p95 {timed.p95_ms:.2f} ms"
+        )
+        lines += [
+            f"  failed      {gate.name}: {gate.measured:.4g}, not {gate.relation} {gate.threshold:g} {gate.unit}".rstrip()
+            + f" ({gate.detail})"
+            for gate in outcome.gated.failed
+        ]
+    elif outcome.evaluated:
+        lines.append(f"  measured    PyTorch: accuracy {outcome.evaluated.metrics.accuracy:.2%}")
+    lines.append(f"  run         {outcome.config.output_dir}")
+    if outcome.published:
+        lines.append(published_lines(outcome.published))
+    elif outcome.validated and outcome.validated.passed:
+        lines.append(f"  publish     bin/zoo publish --run {outcome.config.output_dir}")
+    lines.append("  seconds     " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in outcome.seconds.items()))
+    if outcome.config.dataset_fallback:
+        lines.append(
+            "  note        trained on the embedded digits_v1: MNIST was neither at hand nor to be fetched; "
+            "give its folder by --data-dir"
+        )
+    return "\n".join(lines)
+
+
+def published_lines(published: Published) -> str:
+    lines = [
+        f"  version     {published.name} version {published.version}, live in {published.repository}",
+        f"  serve       bin/serve --model-repository {published.repository}",
+        f"  ask         bin/infer --name {published.name} --model-repository {published.repository}",
+    ]
+    if published.previous is not None:
+        lines.append(f"  roll back   bin/zoo rollback {published.name} --model-repository {published.repository}")
+    return "\n".join(lines)
+
+
+def _verdict(outcome: Outcome) -> str:
+    name = outcome.config.release_name
+    if outcome.published:
+        return f"released {name} version {outcome.published.version}"
+    if outcome.gated and not outcome.gated.passed:
+        return f"refused {name}: {', '.join(gate.name for gate in outcome.gated.failed)}"
+    if outcome.validated and not outcome.validated.passed:
+        failed = ", ".join(check.name for check in outcome.validated.checks if not check.passed)
+        return f"refused {name} by the server: {failed}"
+    if outcome.config.dry_run:
+        return "dry run: nothing was judged or published"
+    if not outcome.config.export:
+        return "export skipped: nothing was judged or published"
+    if outcome.validated:
+        return f"passed {name}: not published"
+    return f"not released {name}"

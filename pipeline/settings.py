@@ -1,0 +1,137 @@
+"""From what the user typed, the environment and a model's recipe to a `RunConfig`."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipeline import registry
+from pipeline.config import (
+
+    RELEASE_NAME,
+    Criterion,
+    Device,
+    GateConfig,
+    RunConfig,
+    Source,
+    TrainConfig,
+    Value,
+    read_dotenv,
+    resolve,
+)
+from pipeline.errors import InputError
+from pipeline.options import DEFAULTS, FORMATS
+
+_DEVICES: tuple[Device, ...] = ("cuda", "mps", "cpu")
+
+
+def configure(flags: Mapping[str, Any], dataset_id: str, *, fallback: bool, started: time.struct_time) -> RunConfig:
+    """The values a run works with. UnknownIdError or InputError where one cannot be used.
+
+    `flags` as typed, None where not given; `fallback` says that `dataset_id` stands in for another.
+    """
+    model = registry.model(flags["model_id"])
+    registry.dataset(dataset_id)
+    recipe = model.recipe(dataset_id)
+    given = {**flags, "criteria": tuple(flags["criterion_id"]) or None}
+    values = resolve(given, recipe.model_dump(exclude_none=True), DEFAULTS, read_dotenv(Path(".env")))
+    criteria = _criteria(values["criteria"].value)
+    for criterion in criteria:
+        registry.loss(criterion.loss_id)
+    registry.optimizer(str(values["optimizer_id"].value))
+    registry.schedule(str(values["scheduler_id"].value))
+    plain = {name: value.value for name, value in values.items()}
+    train = TrainConfig.model_validate({
+        **{name: plain[name] for name in TrainConfig.model_fields if name in plain},
+        "model_id": flags["model_id"],
+        "dataset_id": dataset_id,
+        "criteria": criteria,
+    })
+    if train.early_stopping_patience and not train.validation_fraction:
+        raise InputError("--early-stopping-patience needs validation images: give a --validation-fraction above 0")
+    formats = _formats(flags)
+    return RunConfig(
+        train=train,
+        gates=GateConfig.model_validate({name: plain[name] for name in GateConfig.model_fields}),
+        default_gates=GateConfig.model_validate({name: DEFAULTS[name] for name in GateConfig.model_fields}),
+        data_dir=_path(values["data_dir"]),
+        output_dir=_path(values["output_dir"]) if plain["output_dir"] else Path(time.strftime("output_%Y%m%d_%H%M%S", started)),
+        model_repository=_path(values["model_repository"]),
+        release_name=_release_name(flags["release_name"], f"{flags['model_id']}-{dataset_id}"),
+        devices=_devices(flags),
+        export_formats=formats,
+        served_format=flags["served_format"],
+        test_batch_size=plain["test_batch_size"],
+        log_interval=plain["log_interval"],
+        visualizations=not flags["skip_visualizations"],
+        export=not flags["skip_export"],
+        publish=not (flags["no_publish"] or flags["dry_run"] or flags["skip_export"]),
+        dry_run=flags["dry_run"],
+        save_model=flags["save_model"],
+        resume=flags["resume"],
+        dataset_fallback=fallback,
+        sources={**{name: value.source for name, value in values.items()}, **_id_sources(flags, fallback)},
+    )
+
+
+def _id_sources(flags: Mapping[str, Any], fallback: bool) -> dict[str, Source]:
+    return {
+        "model_id": "flag" if flags["model_id_given"] else "default",
+        "dataset_id": "fallback" if fallback else "flag" if flags["dataset_id"] else "default",
+    }
+
+
+def folder(given: str | None, name: str) -> Path:
+    """The folder that `name` stands for: flag, environment, .env, default."""
+    return _path(resolve({name: given}, {}, {name: DEFAULTS[name]}, read_dotenv(Path(".env")))[name])
+
+
+def _path(value: Value) -> Path:
+    return Path(os.fspath(str(value.value))).expanduser()
+
+
+def _criteria(typed: Any) -> tuple[Criterion, ...]:
+    """`nll` or `nll:0.5`, or what a recipe holds already."""
+    return tuple(_criterion(item) if isinstance(item, str) else Criterion.model_validate(item) for item in typed)
+
+
+def _criterion(text: str) -> Criterion:
+    loss_id, _, weight = text.partition(":")
+    try:
+        return Criterion.model_validate({"loss_id": loss_id, "weight": weight or 1.0})
+    except ValidationError:
+        raise InputError(f"--criterion-id {text!r}: the weight must be a number above 0, as in nll:1.0") from None
+
+
+def _formats(flags: Mapping[str, Any]) -> Sequence[Any]:
+    typed = flags["export_formats"]
+    formats = FORMATS if not typed or "all" in typed else tuple(name for name in FORMATS if name in typed)
+    if flags["served_format"] not in formats and not (flags["no_publish"] or flags["skip_export"] or flags["dry_run"]):
+        raise InputError(
+            f"--export-format leaves out {flags['served_format']}, which is to be served: "
+            f"add --export-format {flags['served_format']}, or give --no-publish"
+        )
+    return formats
+
+
+def _release_name(given: str | None, default: str) -> str:
+    name = given if given is not None else default
+    if not RELEASE_NAME.fullmatch(name):
+        raise InputError(
+            f"--release-name {name!r}: expected 1 to 63 of a-z, 0-9, '.', '_', '-', beginning with a letter or digit"
+        )
+    return name
+
+
+def _devices(flags: Mapping[str, Any]) -> tuple[Device, ...]:
+    excluded = {name for name in ("cuda", "mps") if flags[f"no_{name}"]}
+    wanted = _DEVICES if flags["device"] == "auto" else (flags["device"],)
+    left = tuple(name for name in wanted if name not in excluded)
+    if not left:
+        raise InputError(f"--device {flags['device']} and --no-{flags['device']} exclude each other: give one of them")
+    return left
+
+

@@ -1,0 +1,55 @@
+"""Put a complete Triton repository with this one model together, in the run's folder."""
+
+import shutil
+from pathlib import Path
+
+from pipeline.config import RunConfig
+from pipeline.records import Assembled, Carded, DataInfo, Exported, Format
+from pipeline.runfolder import RunFolder
+from pipeline.specs import MAX_BATCH_SIZE
+from pipeline.triton import model_config, repository
+
+# The names that Triton's backends look for.
+_FILES: dict[Format, str] = {"onnx": "model.onnx", "torchscript": "model.pt", "pytorch": "model.pth"}
+
+
+def assemble(config: RunConfig, data: DataInfo, exported: Exported, carded: Carded, folder: RunFolder) -> Assembled:
+    """`candidate/<name>/config.pbtxt` and `candidate/<name>/<N>/` with every file of the version but release.json.
+
+    SignatureError where the name is live with other inputs, outputs or labels.
+    """
+    name, root = config.release_name, folder.root / "candidate"
+    repository.check_signature(config.model_repository, name, data.shape, data.labels)
+    number = repository.next_version(config.model_repository, name)
+    shutil.rmtree(root, ignore_errors=True)
+    version = root / name / str(number)
+    version.mkdir(parents=True)
+    for file in exported.files:
+        shutil.copy(folder.root / file.path, version / _FILES[file.format])
+    _copy_card(folder.root, carded, version)
+    shutil.copy(folder.metrics, version / "metrics.json")
+    shutil.copy(folder.golden, version / "golden.npz")
+    (version / repository.LABELS).write_text("".join(f"{label}\n" for label in data.labels), encoding="utf-8")
+    own = model_config.build(
+        name=name,
+        backend="onnxruntime" if config.served_format == "onnx" else "pytorch",
+        shape=data.shape,
+        classes=len(data.labels),
+        max_batch_size=MAX_BATCH_SIZE,
+    )
+    (version / repository.CONFIG).write_text(model_config.to_text(own), encoding="utf-8")
+    (root / name / repository.CONFIG).write_text(repository.live_config(version, number), encoding="utf-8")
+    return Assembled(
+        name=name,
+        version=number,
+        root="candidate",
+        served_format=config.served_format,
+        hashes=repository.hashes(version),
+    )
+
+
+def _copy_card(run: Path, carded: Carded, version: Path) -> None:
+    for path in (carded.card, *carded.plots):
+        target = version / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(run / path, target)

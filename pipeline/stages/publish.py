@@ -1,0 +1,73 @@
+"""Publish a candidate that both the gates and the server have passed."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.config import RunConfig
+from pipeline.errors import GateError, InputError, VerdictError
+from pipeline.records import (
+    Assembled,
+    BatchSeries,
+    Benchmarked,
+    CodeInfo,
+    DataInfo,
+    Evaluated,
+    Exported,
+    Gated,
+    Published,
+    Trained,
+    Validated,
+    Verified,
+)
+from pipeline.runfolder import RunFolder
+from pipeline.triton import repository
+
+
+class ReleaseInputs(NamedTuple):
+    """The records that go into release.json beside the verdicts."""
+
+    config: RunConfig
+    code: CodeInfo
+    data: DataInfo
+    trained: Trained
+    evaluated: Evaluated
+    exported: Exported
+    verified: Verified
+    benchmarked: Benchmarked
+
+
+def publish(
+    assembled: Assembled, gated: Gated, validated: Validated, inputs: ReleaseInputs, folder: RunFolder, root: Path
+) -> Published:
+    """A new version in the repository, live. Refused verdicts change nothing there.
+
+    InputError where the candidate's files are not those that were validated.
+    """
+    if not gated.passed:
+        raise GateError(f"{assembled.name} is not published: {', '.join(gate.name for gate in gated.failed)} failed")
+    if not validated.passed:
+        raise VerdictError(f"{assembled.name} is not published: {validated.server} refused it")
+    source = folder.root / assembled.root / assembled.name / str(assembled.version)
+    found = repository.hashes(source)
+    for path in sorted(found.keys() | validated.hashes.keys()):
+        if not found.get(path) == assembled.hashes.get(path) == validated.hashes.get(path):
+            raise InputError(f"{source / path} is not the file that was validated: run bin/train on this folder again")
+    repository.check_signature(root, assembled.name, inputs.data.shape, inputs.data.labels)
+    release = repository.Release(
+        name=assembled.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        gated=gated,
+        validated=validated,
+        hashes=assembled.hashes,
+        # The long series are in metrics.json.
+        **{**inputs._asdict(), "trained": _without_series(inputs.trained)},
+    )
+    content = release.model_dump_json(indent=2).encode() + b"\n"
+    version, previous = repository.publish_version(root, assembled.name, source, content)
+    return Published(name=assembled.name, version=version, previous=previous, repository=str(root))
+
+
+def _without_series(trained: Trained) -> Trained:
+    empty = BatchSeries(epoch=(), loss=(), accuracy=(), learning_rate=(), gradient_norm=())
+    return trained.model_copy(update={"batches": empty})
