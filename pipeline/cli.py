@@ -44,7 +44,9 @@ def main() -> NoReturn:
     except Terminated:
         _end(143, "terminated: run the same command with the same --output-dir to go on")
     except OSError as error:
-        wrapped = StorageError(f"{error.filename or 'a file'}: {error.strerror}: check the disk and the folder's rights")
+        wrapped = StorageError(
+            f"{error.filename or 'a file'}: {error.strerror}: check the disk and the folder's rights"
+        )
         _end(wrapped.exit_status, str(wrapped))
     except Exception as error:
         _end(1, f"unexpected {type(error).__name__}: {error}; pipeline.log in the run's folder has the traceback")
@@ -292,5 +294,3 @@ def _visible(group: click.Group, prefix: str) -> list[tuple[str, click.Command]]
         elif not command.hidden:
             found.append((f"{prefix}{name}", command))
     return found
-
-

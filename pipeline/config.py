@@ -72,6 +72,13 @@ class TrainConfig(Record):
     early_stopping_patience: int
     seed: int
 
+    def readable(self) -> dict[str, str]:
+        """Each value that is set, as a person would write it."""
+        values = {name: value for name, value in self if value is not None}
+        values["criteria"] = " ".join(f"{criterion.loss_id}:{criterion.weight:g}" for criterion in self.criteria)
+        values["betas"] = " ".join(map(str, self.betas))
+        return {name: str(value) for name, value in values.items()}
+
 
 class GateConfig(Record):
     min_test_accuracy: float

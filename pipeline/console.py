@@ -47,7 +47,13 @@ def log_to(path: Path) -> None:
 def progress(title: str, total: int, unit: str = "") -> Iterator[Callable[..., None]]:
     """A bar while the block runs; the value is called as `advance(steps, text="")`. Nothing where stderr is no terminal."""
     count = DownloadColumn() if unit == "B" else MofNCompleteColumn()
-    columns = (TextColumn("{task.description}"), BarColumn(), count, TimeRemainingColumn(), TextColumn("{task.fields[text]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        count,
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
     with Progress(*columns, console=_stderr, transient=True, disable=not _stderr.is_terminal or _stderr.quiet) as bar:
         task = bar.add_task(title, total=total or None, text="")
 

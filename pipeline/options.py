@@ -73,7 +73,9 @@ def _recipe(*names: str, kind: Any, text: str, **more: Any) -> Option:
 def _plain(*names: str, kind: Any, text: str) -> Option:
     """An option with one default for all models."""
     default = DEFAULTS[names[0].removeprefix("--").replace("-", "_")]
-    return cloup.option(*names, type=kind, default=None, help=text + ("" if default is None else f" [default: {default}]"))
+    return cloup.option(
+        *names, type=kind, default=None, help=text + ("" if default is None else f" [default: {default}]")
+    )
 
 
 model_repository = cloup.option(

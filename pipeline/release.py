@@ -132,7 +132,11 @@ def _run(config: RunConfig, folder: RunFolder, outcome: Outcome) -> None:
             gate(exported, verified, benchmarked, config.judged_format, config.gates, config.default_gates),
         )
     with outcome.stage("card"):
-        inputs = CardInputs(config, code, data, trained, evaluated, exported, verified, benchmarked, gated)
+        entry = registry.model(config.train.model_id)
+        inputs = CardInputs(
+            config, code, data, trained, evaluated, exported, verified, benchmarked, gated,
+            entry.TITLE, entry.DESCRIPTION, entry.REFERENCE,
+        )  # fmt: skip
         carded = keep("carded", card(inputs, folder.root, visualizations=config.visualizations))
     demand_gates(gated)
     if config.judged_format != config.served_format:

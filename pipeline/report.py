@@ -11,21 +11,18 @@ _log = logging.getLogger(__name__)
 
 def begin(config: RunConfig) -> None:
     """Log each effective value and where it came from."""
-    train = config.train
     if config.dataset_fallback:
         _log.info("training on the embedded digits_v1 in place of MNIST")
     _log.info("run folder %s", config.output_dir)
     values = {
-        **train.model_dump(exclude={"criteria"}),
-        "criteria": " ".join(f"{criterion.loss_id}:{criterion.weight:g}" for criterion in train.criteria),
+        **config.train.readable(),
         **config.gates.model_dump(),
         "data_dir": config.data_dir,
         "model_repository": config.model_repository,
     }
     for name in sorted(values):
         source = config.sources.get(name, "default")
-        if values[name] is not None:
-            _log.info("  %-24s %-28s %s", name, values[name], source)
+        _log.info("  %-24s %-28s %s", name, values[name], source)
 
 
 def end(outcome: Outcome) -> str:

@@ -60,7 +60,9 @@ class RunFolder:
             self.root.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout:
-            raise FolderError(f"{self.root} is in use by another run: wait for it or name another --output-dir") from None
+            raise FolderError(
+                f"{self.root} is in use by another run: wait for it or name another --output-dir"
+            ) from None
         except OSError as error:
             raise FolderError(
                 f"{self.root} cannot be written ({error.strerror}): name another folder by --output-dir or OUTPUT_DIR"

@@ -10,7 +10,6 @@ from pydantic import ValidationError
 
 from pipeline import registry
 from pipeline.config import (
-
     RELEASE_NAME,
     Criterion,
     Device,
@@ -44,12 +43,14 @@ def configure(flags: Mapping[str, Any], dataset_id: str, *, fallback: bool, star
     registry.optimizer(str(values["optimizer_id"].value))
     registry.schedule(str(values["scheduler_id"].value))
     plain = {name: value.value for name, value in values.items()}
-    train = TrainConfig.model_validate({
-        **{name: plain[name] for name in TrainConfig.model_fields if name in plain},
-        "model_id": flags["model_id"],
-        "dataset_id": dataset_id,
-        "criteria": criteria,
-    })
+    train = TrainConfig.model_validate(
+        {
+            **{name: plain[name] for name in TrainConfig.model_fields if name in plain},
+            "model_id": flags["model_id"],
+            "dataset_id": dataset_id,
+            "criteria": criteria,
+        }
+    )
     if train.early_stopping_patience and not train.validation_fraction:
         raise InputError("--early-stopping-patience needs validation images: give a --validation-fraction above 0")
     formats = _formats(flags)
@@ -58,7 +59,9 @@ def configure(flags: Mapping[str, Any], dataset_id: str, *, fallback: bool, star
         gates=GateConfig.model_validate({name: plain[name] for name in GateConfig.model_fields}),
         default_gates=GateConfig.model_validate({name: DEFAULTS[name] for name in GateConfig.model_fields}),
         data_dir=_path(values["data_dir"]),
-        output_dir=_path(values["output_dir"]) if plain["output_dir"] else Path(time.strftime("output_%Y%m%d_%H%M%S", started)),
+        output_dir=_path(values["output_dir"])
+        if plain["output_dir"]
+        else Path(time.strftime("output_%Y%m%d_%H%M%S", started)),
         model_repository=_path(values["model_repository"]),
         release_name=_release_name(flags["release_name"], f"{flags['model_id']}-{dataset_id}"),
         devices=_devices(flags),
@@ -133,5 +136,3 @@ def _devices(flags: Mapping[str, Any]) -> tuple[Device, ...]:
     if not left:
         raise InputError(f"--device {flags['device']} and --no-{flags['device']} exclude each other: give one of them")
     return left
-
-

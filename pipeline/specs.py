@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.config import Recipe
-from pipeline.records import Format
+from pipeline.records import DataInfo, Format
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -63,6 +63,15 @@ class Arrays(NamedTuple):
     test: Split
 
 
+class Prepared(NamedTuple):
+    """A data set as a run uses it; validation images are no longer among the training images."""
+
+    info: DataInfo
+    train: Split
+    validation: Split
+    test: Split
+
+
 class DatasetEntry(Protocol):
     """A file in `pipeline/datasets`.
 
@@ -85,9 +94,7 @@ class LossEntry(Protocol):
     `scores` [N, K] as the network gave them, `log_probabilities` [N, K], `targets` int64 [N].
     """
 
-    def loss(
-        self, scores: Tensor, log_probabilities: Tensor, targets: Tensor, label_smoothing: float
-    ) -> Tensor: ...
+    def loss(self, scores: Tensor, log_probabilities: Tensor, targets: Tensor, label_smoothing: float) -> Tensor: ...
 
 
 ParameterGroups = list[dict[str, Any]]

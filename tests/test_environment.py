@@ -144,6 +144,17 @@ def test_exit_status_and_signals_are_those_of_python(project: Project) -> None:
     assert process.returncode == -signal.SIGTERM
 
 
+@pytest.mark.parametrize("command", ["train", "infer", "serve", "zoo"])
+def test_commands_run_the_pipeline_from_anywhere(project: Project, tmp_path: Path, command: str) -> None:
+    project.pretend_installed()
+    (project.root / "pipeline").mkdir()
+    (project.root / "pipeline" / "__main__.py").write_text("import os, sys; print(sys.argv[1:], os.getcwd())")
+    link = tmp_path / command
+    link.symlink_to(shutil.copy(ROOT / "bin" / command, project.python.parent))
+
+    assert project.run("--flag", "a b", program=link) == (0, f"['{command}', '--flag', 'a b'] /\n", "")
+
+
 @pytest.mark.parametrize("python", ["/does/not/exist", "/bin/false"])
 def test_without_a_python_says_which_are_wanted(project: Project, python: str) -> None:
     status, out, err = project.run("-c", "pass", PYTHON=python)

@@ -65,7 +65,15 @@ def _strip(model: onnx.ModelProto) -> None:
     del model.metadata_props[:]
     graph = model.graph
     graph.doc_string = ""
-    for item in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer, *model.functions):
+    for item in (
+        graph,
+        *graph.node,
+        *graph.input,
+        *graph.output,
+        *graph.value_info,
+        *graph.initializer,
+        *model.functions,
+    ):
         item.doc_string = ""
         del item.metadata_props[:]
 

@@ -16,7 +16,7 @@ SUFFIX = ".pt"
 def export(served: nn.Module, example: Tensor, path: Path) -> dict[str, str | int]:
     with warnings.catch_warnings():
         # Triton's PyTorch backend loads TorchScript, and tracing still makes it.
-        warnings.filterwarnings("ignore", message=r".*torch\.jit", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message=r".*torch\.jit")
         traced = torch.jit.trace(served, example)
         torch.jit.save(traced, path)
     return {"torch": str(torch.__version__)}
@@ -24,7 +24,7 @@ def export(served: nn.Module, example: Tensor, path: Path) -> dict[str, str | in
 
 def open(path: Path, build: Callable[[], nn.Module]) -> Runner:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r".*torch\.jit", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message=r".*torch\.jit")
         served = torch.jit.load(path, map_location="cpu")
 
     @torch.inference_mode()

@@ -1,5 +1,6 @@
 """A fully connected network: 784-128-256-512-128-10 with ReLU."""
 
+import itertools
 import math
 
 from torch import Tensor, nn
@@ -9,7 +10,9 @@ from pipeline.specs import Classifier
 
 TITLE = "Fully connected network"
 DESCRIPTION = "Four hidden linear layers of 128, 256, 512 and 128 units with ReLU on the flattened image."
-REFERENCE = "Rumelhart, Hinton, Williams 1986, Learning representations by back-propagating errors, doi:10.1038/323533a0"
+REFERENCE = (
+    "Rumelhart, Hinton, Williams 1986, Learning representations by back-propagating errors, doi:10.1038/323533a0"
+)
 
 _HIDDEN = (128, 256, 512, 128)
 _BY_DATASET = {"digits_v1": Recipe(epochs=30, learning_rate=0.002, scheduler_id="one_cycle", augmentation="shift")}
@@ -32,7 +35,7 @@ class FullyConnected(Classifier):
         super().__init__()
         widths = (math.prod(shape), *_HIDDEN)
         layers: list[nn.Module] = [nn.Flatten()]
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
+        for inputs, outputs in itertools.pairwise(widths):
             layers += [nn.Linear(inputs, outputs), nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], classes))
 

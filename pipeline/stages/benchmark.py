@@ -21,9 +21,7 @@ def benchmark(exported: Exported, model_id: str, data: DataInfo, test: Split, fo
     return Benchmarked(files=tuple(_benchmark(file, model_id, data, test, folder) for file in exported.files))
 
 
-def _benchmark(
-    file: ExportedFile, model_id: str, data: DataInfo, test: Split, folder: RunFolder
-) -> BenchmarkedFile:
+def _benchmark(file: ExportedFile, model_id: str, data: DataInfo, test: Split, folder: RunFolder) -> BenchmarkedFile:
     path, build = folder.root / file.path, partial(build_served, model_id, data)
     threads = torch.get_num_threads()
     try:

@@ -20,6 +20,4 @@ def evaluate(served: Served, test: Split, labels: tuple[str, ...], batch_size: i
     probabilities = np.concatenate(parts)
     folder.reference.parent.mkdir(exist_ok=True)
     np.save(folder.reference, probabilities)
-    return Evaluated(
-        metrics=metrics.measure(probabilities, test.labels, labels), seconds=time.perf_counter() - started
-    )
+    return Evaluated(metrics=metrics.measure(probabilities, test.labels, labels), seconds=time.perf_counter() - started)

@@ -29,7 +29,9 @@ def _export(served: Served, example: torch.Tensor, name: Format, folder: RunFold
         details = registry.file_format(name).export(served, example, path)
         content = Path(path).read_bytes()
     except OSError as error:
-        raise StorageError(f"{path} cannot be written ({error.strerror}): free space and run the command again") from None
+        raise StorageError(
+            f"{path} cannot be written ({error.strerror}): free space and run the command again"
+        ) from None
     _log.info("wrote %s (%.2f MB)", folder.relative(path), len(content) / 1e6)
     return ExportedFile(
         format=name,

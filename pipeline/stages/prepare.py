@@ -2,7 +2,6 @@
 
 import hashlib
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,14 +11,7 @@ from pipeline import registry
 from pipeline.config import TrainConfig
 from pipeline.errors import DataError, InputError
 from pipeline.records import DataInfo
-from pipeline.specs import Images, Split
-
-
-class Prepared(NamedTuple):
-    info: DataInfo
-    train: Split
-    validation: Split
-    test: Split
+from pipeline.specs import Images, Prepared, Split
 
 
 def shape_of(config: TrainConfig) -> tuple[int, int, int]:
@@ -46,7 +38,7 @@ def prepare(config: TrainConfig, data_dir: Path, *, fallback: bool) -> Prepared:
     train, test = arrays.train, arrays.test
     digest = hashlib.sha256()
     for array in (train.images, train.labels, test.images, test.labels):
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     shape = shape_of(config)
     if shape != entry.SHAPE:
         train, test = (Split(_resized(split.images, shape[1:]), split.labels) for split in (train, test))

@@ -11,7 +11,7 @@ from pipeline.config import RunConfig, TrainConfig
 from pipeline.records import DataInfo, Layer, Trained
 from pipeline.runfolder import RunFolder
 from pipeline.served import Served, build_network
-from pipeline.stages.prepare import Prepared
+from pipeline.specs import Prepared
 from pipeline.training import checkpoint, device
 from pipeline.training.batches import Normalise
 from pipeline.training.loop import Training

@@ -34,9 +34,7 @@ def verify(
     return Verified(files=tuple(files))
 
 
-def _verify(
-    file: ExportedFile, run: Runner, data: DataInfo, test: Split, reference: Probabilities
-) -> VerifiedFile:
+def _verify(file: ExportedFile, run: Runner, data: DataInfo, test: Split, reference: Probabilities) -> VerifiedFile:
     probabilities = _ask(run, test.images, _TEST_BATCH)
     compared = test.images[:_COMPARED_IMAGES]
     by_batch = [_ask(run, compared, size) for size in _BATCH_SIZES]

@@ -23,7 +23,9 @@ def save(path: Path, state: dict[str, Any]) -> None:
     try:
         write_atomically(path, hashlib.sha256(content).digest() + content)
     except OSError as error:
-        raise FolderError(f"{path} cannot be written ({error.strerror}): free space or use another --output-dir") from None
+        raise FolderError(
+            f"{path} cannot be written ({error.strerror}): free space or use another --output-dir"
+        ) from None
 
 
 def load(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:

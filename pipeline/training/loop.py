@@ -199,7 +199,6 @@ class Training:
             progress.stopped_early = True
             _log.info("stopped: validation loss has not fallen for %d epochs; best was epoch %d", patience, best)
 
-
     def save(self, path: Path, identity: dict[str, Any]) -> None:
         """Write a checkpoint of the whole training."""
         progress = self.progress

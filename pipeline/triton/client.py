@@ -62,9 +62,7 @@ def models(url: str) -> list[ModelState]:
     ]
 
 
-def _ask(
-    protocol: Any, connect: Callable[[], Any], model: str, images: Images, version: int | None
-) -> Probabilities:
+def _ask(protocol: Any, connect: Callable[[], Any], model: str, images: Images, version: int | None) -> Probabilities:
     with _server(model), connect() as client:
         wanted = [protocol.InferRequestedOutput(OUTPUT)]
         answer = client.infer(model, [_input(protocol, images)], outputs=wanted, model_version=str(version or ""))

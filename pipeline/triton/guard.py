@@ -130,11 +130,13 @@ def main(temporary: str, python_backend: str, stub: str, backends: str, *command
     folder = Path(temporary, f"{NAME_PREFIX}{os.getpid()}-{time.time_ns()}")
     try:
         fill_backend_folder(folder, Path(python_backend), Path(stub), Path(backends))
-        server = start([
-            *command,
-            f"--backend-directory={folder}",
-            f"--backend-config=python,shm-region-prefix-name={folder.name}",
-        ])
+        server = start(
+            [
+                *command,
+                f"--backend-directory={folder}",
+                f"--backend-config=python,shm-region-prefix-name={folder.name}",
+            ]
+        )
         wait_for_end_or_stop(server, signals)
         return stop(server)
     finally:

@@ -21,7 +21,7 @@ INPUT_NAME = "image"
 OUTPUT_NAME = "probabilities__0"
 LABELS_FILE = "labels.txt"
 
-# One thread per request wins where requests come together: TODO measure
+# Small networks: more threads per request only wait for each other when requests come together.
 THREADS = {
     "onnxruntime": {"intra_op_thread_count": "1", "inter_op_thread_count": "1"},
     "pytorch": {"INTRA_OP_THREAD_COUNT": "1", "INTER_OP_THREAD_COUNT": "1"},
@@ -43,11 +43,7 @@ def build(
         platform="pytorch_libtorch" if backend == "pytorch" else "",
         max_batch_size=max_batch_size,
         input=[pb.ModelInput(name=INPUT_NAME, data_type=pb.TYPE_UINT8, dims=shape)],
-        output=[
-            pb.ModelOutput(
-                name=OUTPUT_NAME, data_type=pb.TYPE_FP32, dims=[classes], label_filename=LABELS_FILE
-            )
-        ],
+        output=[pb.ModelOutput(name=OUTPUT_NAME, data_type=pb.TYPE_FP32, dims=[classes], label_filename=LABELS_FILE)],
         instance_group=[pb.ModelInstanceGroup(kind=pb.ModelInstanceGroup.KIND_AUTO)],
         dynamic_batching=pb.ModelDynamicBatching(),
         parameters={key: pb.ModelParameter(string_value=value) for key, value in THREADS[backend].items()},
@@ -55,9 +51,7 @@ def build(
             pb.ModelWarmup(
                 name=f"batch {rows}",
                 batch_size=rows,
-                inputs={
-                    INPUT_NAME: pb.ModelWarmup.Input(data_type=pb.TYPE_UINT8, dims=shape, zero_data=True)
-                },
+                inputs={INPUT_NAME: pb.ModelWarmup.Input(data_type=pb.TYPE_UINT8, dims=shape, zero_data=True)},
             )
             for rows in (1, max_batch_size)
         ],

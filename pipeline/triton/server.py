@@ -100,9 +100,7 @@ class Server:
                     f"{self._reason()}; its log is {self.log_file}"
                 )
             if time.monotonic() >= deadline:
-                raise ServerError(
-                    f"Triton at {self.http_url} was not live in time; its log is {self.log_file}"
-                )
+                raise ServerError(f"Triton at {self.http_url} was not live in time; its log is {self.log_file}")
             time.sleep(0.02)
 
     def log_tail(self, lines: int = 20) -> str:
@@ -241,14 +239,11 @@ def _arguments(options: ServerOptions, http_port: int, grpc_port: int, metrics_p
 def _environment() -> dict[str, str]:
     """The server's environment: the stub takes its Python from PATH and the libraries from the wheel."""
     environment = dict(os.environ)
-    environment["PATH"] = os.pathsep.join(
-        [str(Path(sys.executable).parent), environment.get("PATH", os.defpath)]
-    )
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
     libraries = [str(WHEEL / "nvidia_pytriton.libs"), f"{sys.base_prefix}/lib"]
     if inherited := environment.get("LD_LIBRARY_PATH"):
         libraries.append(inherited)
     environment["LD_LIBRARY_PATH"] = os.pathsep.join(libraries)
-    environment["PYTHONPATH"] = str(PACKAGE.parent.parent)  # the backends import this package
     # A backend sets its own number of threads; these would only start more of them at import.
     environment["OMP_NUM_THREADS"] = environment["OPENBLAS_NUM_THREADS"] = "1"
     return environment

@@ -87,9 +87,7 @@ class Contract:
         return responses
 
     def _arrays(self, request: Any) -> list[Array]:
-        return [
-            np.from_dlpack(pb_utils.get_input_tensor_by_name(request, tensor.name)) for tensor in self.inputs
-        ]
+        return [np.from_dlpack(pb_utils.get_input_tensor_by_name(request, tensor.name)) for tensor in self.inputs]
 
     def _respond(self, outputs: list[Array]) -> Any:
         names = (tensor.name for tensor in self.outputs)

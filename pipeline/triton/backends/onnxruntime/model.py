@@ -1,11 +1,16 @@
 """Serves `backend: "onnxruntime"` in the embedded Triton, as strictly as the stock image's backend."""
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import onnx
 import onnxruntime
 
-from pipeline.triton.backends.exchange import Array, Contract, Tensor, refuse
+# The stub knows nothing of this package; this file is reached by a link from the backend folder.
+sys.path.append(str(Path(__file__).resolve().parents[4]))
+
+from pipeline.triton.backends.exchange import Array, Contract, Tensor, refuse  # noqa: E402
 
 # What ONNX Runtime 1.19 reads, the one in the oldest stock image that must load the same file.
 NEWEST_IR = 10

@@ -1,10 +1,15 @@
 """Serves `backend: "pytorch"` (TorchScript) in the embedded Triton, as strictly as the stock image."""
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipeline.triton.backends.exchange import Array, Contract, Tensor, refuse
+# The stub knows nothing of this package; this file is reached by a link from the backend folder.
+sys.path.append(str(Path(__file__).resolve().parents[4]))
+
+from pipeline.triton.backends.exchange import Array, Contract, Tensor, refuse  # noqa: E402
 
 TRITON_TYPES = {
     torch.bool: "TYPE_BOOL",
