@@ -45,7 +45,10 @@ def log_to(path: Path) -> None:
 
 @contextmanager
 def progress(title: str, total: int, unit: str = "") -> Iterator[Callable[..., None]]:
-    """A bar while the block runs; the value is called as `advance(steps, text="")`. Nothing where stderr is no terminal."""
+    """A bar while the block runs; the value is called as `advance(steps, text="")`.
+
+    Nothing is shown where stderr is no terminal.
+    """
     count = DownloadColumn() if unit == "B" else MofNCompleteColumn()
     columns = (
         TextColumn("{task.description}"),

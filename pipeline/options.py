@@ -5,7 +5,7 @@ Imports little: `--help` must answer at once.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import click
 import cloup
@@ -39,7 +39,7 @@ DEFAULTS: dict[str, Any] = {
     "max_model_size_mb": 10.0,
     "max_inference_time_ms": 50.0,
 }
-FORMATS = ("pytorch", "onnx", "torchscript")
+FORMATS: tuple[Literal["pytorch", "onnx", "torchscript"], ...] = ("pytorch", "onnx", "torchscript")
 
 
 class FiniteRange(click.FloatRange):
@@ -95,7 +95,9 @@ TRAIN = (
         cloup.option("--model-id", default="mnist_cnn_v1", show_default=True, help="Architecture"),
         cloup.option("--dataset-id", help="Data set [default: mnist_v1; digits_v1 where MNIST is not to be had]"),
         data_dir,
-        cloup.option("--output-dir", metavar="DIR", help="The run's folder [env: OUTPUT_DIR; default: ./output_<date>_<time>]"),
+        cloup.option(
+            "--output-dir", metavar="DIR", help="The run's folder [env: OUTPUT_DIR; default: ./output_<date>_<time>]"
+        ),
         _plain("--image-size", kind=click.IntRange(8, 1024), text="Resize images to this height and width, in pixels"),
     ),
     cloup.option_group(
@@ -111,7 +113,9 @@ TRAIN = (
         _recipe("--epochs", kind=COUNT, text="Passes over the training images, in all"),
         _recipe("--batch-size", kind=COUNT, text="Images per step"),
         cloup.option(
-            "--learning-rate", "--lr", type=POSITIVE,
+            "--learning-rate",
+            "--lr",
+            type=POSITIVE,
             help=f"Peak learning rate [default: the recipe's, else {DEFAULTS['learning_rate']}]",
         ),
         _recipe("--weight-decay", kind=NOT_NEGATIVE, text="Weight decay, not applied to biases and norms"),
@@ -119,27 +123,58 @@ TRAIN = (
         _plain("--gradient-clip-norm", kind=NOT_NEGATIVE, text="Clip the gradient to this norm; 0: do not"),
         _plain("--gamma", kind=POSITIVE, text="Factor per epoch of the schedule 'step'"),
         _recipe("--validation-fraction", kind=FiniteRange(0, 0.9), text="Share of training images set aside"),
-        _plain("--early-stopping-patience", kind=NOT_NEGATIVE_COUNT, text="Stop after so many epochs without a lower validation loss; 0: do not"),
+        _plain(
+            "--early-stopping-patience",
+            kind=NOT_NEGATIVE_COUNT,
+            text="Stop after so many epochs without a lower validation loss; 0: do not",
+        ),
         _plain("--seed", kind=NOT_NEGATIVE_COUNT, text="Seed of all randomness"),
         _plain("--test-batch-size", kind=COUNT, text="Images per step of the evaluation in PyTorch"),
         _plain("--log-interval", kind=COUNT, text="Batches between two log lines"),
-        cloup.option("--save-model/--no-save-model", default=True, show_default=True, help="Write a checkpoint after each epoch"),
-        cloup.option("--resume/--no-resume", default=True, show_default=True, help="Go on from the last checkpoint in the run's folder"),
-        cloup.option("--dry-run", is_flag=True, help="One pass over everything, one batch each; judge and publish nothing"),
+        cloup.option(
+            "--save-model/--no-save-model", default=True, show_default=True, help="Write a checkpoint after each epoch"
+        ),
+        cloup.option(
+            "--resume/--no-resume",
+            default=True,
+            show_default=True,
+            help="Go on from the last checkpoint in the run's folder",
+        ),
+        cloup.option(
+            "--dry-run", is_flag=True, help="One pass over everything, one batch each; judge and publish nothing"
+        ),
     ),
     cloup.option_group(
         "Device",
-        cloup.option("--device", type=click.Choice(("auto", "cpu", "cuda", "mps")), default="auto", show_default=True, help="Device to train on"),
+        cloup.option(
+            "--device",
+            type=click.Choice(("auto", "cpu", "cuda", "mps")),
+            default="auto",
+            show_default=True,
+            help="Device to train on",
+        ),
         cloup.option("--no-cuda", is_flag=True, help="Do not use a CUDA device"),
         cloup.option("--no-mps", is_flag=True, help="Do not use Apple's GPU"),
-        cloup.option("--trainer", type=click.Choice(("single",)), default="single", show_default=True, help="How training is spread over processes"),
-        cloup.option("--num-processes", type=click.IntRange(1, 1), default=1, show_default=True, help="Training processes"),
+        cloup.option(
+            "--trainer",
+            type=click.Choice(("single",)),
+            default="single",
+            show_default=True,
+            help="How training is spread over processes",
+        ),
+        cloup.option(
+            "--num-processes", type=click.IntRange(1, 1), default=1, show_default=True, help="Training processes"
+        ),
     ),
     cloup.option_group(
         "Export",
         cloup.option(
-            "--export-format", "--export_format", "export_formats",
-            type=click.Choice(("all", *FORMATS)), multiple=True, help="File formats; may be repeated [default: all]",
+            "--export-format",
+            "--export_format",
+            "export_formats",
+            type=click.Choice(("all", *FORMATS)),
+            multiple=True,
+            help="File formats; may be repeated [default: all]",
         ),
         cloup.option("--skip-export", is_flag=True, help="Write no model files, and so release nothing"),
         cloup.option("--skip-visualizations", is_flag=True, help="Draw no plots"),
@@ -153,10 +188,18 @@ TRAIN = (
     ),
     cloup.option_group(
         "Release",
-        cloup.option("--served-format", type=click.Choice(("onnx", "torchscript")), default="onnx", show_default=True, help="The file that Triton serves"),
+        cloup.option(
+            "--served-format",
+            type=click.Choice(("onnx", "torchscript")),
+            default="onnx",
+            show_default=True,
+            help="The file that Triton serves",
+        ),
         model_repository,
-        cloup.option("--release-name", metavar="NAME", help="Name in the repository [default: <model id>-<dataset id>]"),
+        cloup.option(
+            "--release-name", metavar="NAME", help="Name in the repository [default: <model id>-<dataset id>]"
+        ),
         cloup.option("--no-publish", is_flag=True, help="Judge and validate, but publish nothing"),
     ),
     cloup.option_group("Output", quiet, debug),
-)  # fmt: skip
+)

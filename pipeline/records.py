@@ -230,6 +230,12 @@ class Gate(Record):
     passed: bool
     detail: str
 
+    def sentence(self) -> str:
+        """What was measured against what, for a person."""
+        unit = f" {self.unit}" if self.unit else ""
+        wanted = "at least" if self.relation == ">=" else "at most"
+        return f"{self.name} is {self.measured:.4g}{unit}, must be {wanted} {self.threshold:g}{unit} ({self.detail})"
+
 
 class Gated(Record):
     served_format: Format

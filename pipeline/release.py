@@ -178,11 +178,7 @@ def publish_run(folder: RunFolder, model_repository: Path) -> Published:
 
 def demand_gates(gated: Gated) -> None:
     if not gated.passed:
-        failed = "; ".join(
-            f"{gate.name} is {gate.measured:.4g}{gate.unit and ' '}{gate.unit}, not {gate.relation} "
-            f"{gate.threshold:g}{gate.unit and ' '}{gate.unit} ({gate.detail})"
-            for gate in gated.failed
-        )
+        failed = "; ".join(gate.sentence() for gate in gated.failed)
         raise GateError(f"refused, nothing was published: {failed}")
 
 

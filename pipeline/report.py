@@ -34,14 +34,10 @@ def end(outcome: Outcome) -> str:
         timed = next(file for file in outcome.benchmarked.files if file.format == served)
         size = next(gate.measured for gate in outcome.gated.gates if gate.name == "model size")
         lines.append(
-            f"  measured    {served}: accuracy {metrics.accuracy:.2%}, {size:.2f} MB, latency p50 {timed.p50_ms:.2f} ms, "
-            f"p95 {timed.p95_ms:.2f} ms"
+            f"  measured    {served}: accuracy {metrics.accuracy:.2%}, {size:.2f} MB, latency "
+            f"p50 {timed.p50_ms:.2f} ms, p95 {timed.p95_ms:.2f} ms"
         )
-        lines += [
-            f"  failed      {gate.name}: {gate.measured:.4g}, not {gate.relation} {gate.threshold:g} {gate.unit}".rstrip()
-            + f" ({gate.detail})"
-            for gate in outcome.gated.failed
-        ]
+        lines += [f"  failed      {gate.sentence()}" for gate in outcome.gated.failed]
     elif outcome.evaluated:
         lines.append(f"  measured    PyTorch: accuracy {outcome.evaluated.metrics.accuracy:.2%}")
     lines.append(f"  run         {outcome.config.output_dir}")

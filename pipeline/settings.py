@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from pipeline.config import (
 )
 from pipeline.errors import InputError
 from pipeline.options import DEFAULTS, FORMATS
+from pipeline.records import Format
 
 _DEVICES: tuple[Device, ...] = ("cuda", "mps", "cpu")
 
@@ -42,7 +43,7 @@ def configure(flags: Mapping[str, Any], dataset_id: str, *, fallback: bool, star
         registry.loss(criterion.loss_id)
     registry.optimizer(str(values["optimizer_id"].value))
     registry.schedule(str(values["scheduler_id"].value))
-    plain = {name: value.value for name, value in values.items()}
+    plain: dict[str, Any] = {name: value.value for name, value in values.items()}
     train = TrainConfig.model_validate(
         {
             **{name: plain[name] for name in TrainConfig.model_fields if name in plain},
@@ -109,7 +110,7 @@ def _criterion(text: str) -> Criterion:
         raise InputError(f"--criterion-id {text!r}: the weight must be a number above 0, as in nll:1.0") from None
 
 
-def _formats(flags: Mapping[str, Any]) -> Sequence[Any]:
+def _formats(flags: Mapping[str, Any]) -> tuple[Format, ...]:
     typed = flags["export_formats"]
     formats = FORMATS if not typed or "all" in typed else tuple(name for name in FORMATS if name in typed)
     if flags["served_format"] not in formats and not (flags["no_publish"] or flags["skip_export"] or flags["dry_run"]):

@@ -25,7 +25,7 @@ _GENERAL = Recipe(
 )
 _BY_DATASET = {
     "digits_v1": _GENERAL.model_copy(
-        update={"epochs": 20, "batch_size": 64, "validation_fraction": 0.1, "augmentation": "shift"}
+        update={"epochs": 10, "batch_size": 64, "validation_fraction": 0.1, "augmentation": "shift"}
     ),
     "mnist_v1": _GENERAL.model_copy(update={"epochs": 5, "augmentation": "shift"}),
     "fashion_mnist_v1": _GENERAL.model_copy(update={"epochs": 5, "augmentation": "flip"}),

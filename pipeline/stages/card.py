@@ -9,6 +9,7 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
 from pipeline.config import RunConfig
+from pipeline.plots import draw
 from pipeline.records import (
     Benchmarked,
     Carded,
@@ -22,7 +23,6 @@ from pipeline.records import (
     Verified,
 )
 from pipeline.specs import INPUT, MAX_BATCH_SIZE, OUTPUT
-from pipeline.stages._plots import draw
 
 _TEMPLATES = Path(__file__).parent.parent / "templates"
 _MOST_CONFUSIONS = 10
@@ -65,7 +65,7 @@ def card(inputs: CardInputs, folder: Path, *, visualizations: bool) -> Carded:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701  the output is Markdown
+        autoescape=False,
     )
     environment.filters["cell"] = _cell
     text = environment.get_template("model_card.md.jinja").render(

@@ -64,7 +64,7 @@ class Training:
     ) -> None:
         self.config = config
         self.device = device
-        self.network = network.to(device, memory_format=torch.channels_last)
+        self.network = network.to(device).to(memory_format=torch.channels_last)
         self.normalise = normalise.to(device)
         train, self.validation = data
         self.batches = Batches(train, config.augmentation, config.batch_size, device)

@@ -83,7 +83,7 @@ def to_text(config: ModelConfig) -> str:
     """The text of a `config.pbtxt`, the same for equal configs."""
     from google.protobuf import text_format
 
-    return text_format.MessageToString(config)
+    return str(text_format.MessageToString(config))
 
 
 def read(path: Path) -> ModelConfig:

@@ -204,7 +204,7 @@ def _appear(root: Path, name: str, version: int, staging: Path) -> None:
     config.write_text(live_config(staging / name / str(version), version), encoding="utf-8")
     _make_durable(staging / name)
     try:
-        os.rename(staging / name, model)
+        (staging / name).rename(model)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
@@ -221,7 +221,7 @@ def _move(staged: Path, target: Path) -> None:
     A copy may be seen half done, which is harmless while the config names another version.
     """
     try:
-        os.rename(staged, target)
+        staged.rename(target)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
@@ -242,7 +242,7 @@ def _point_at(root: Path, name: str, version: int) -> None:
         newer = max(time.time_ns(), target.stat().st_mtime_ns + 1_000_000_000)
         os.utime(temporary, ns=(newer, newer))
     _sync(temporary)
-    os.replace(temporary, target)
+    temporary.replace(target)
     _sync(target.parent)
 
 

@@ -170,9 +170,9 @@ def running(options: ServerOptions) -> Iterator[Server]:
             )
     except OSError as error:
         raise FolderError(f"cannot write the server's log {options.log_file}: {error.strerror}") from error
-    urls = [f"{options.host}:{port}" for port in ports]
+    http_url, grpc_url, metrics_url = (f"{options.host}:{port}" for port in ports)
     try:
-        yield Server(*urls, log_file=options.log_file, _guard=process)
+        yield Server(http_url, grpc_url, metrics_url, options.log_file, process)
     finally:
         _stop(process)
 

@@ -10,7 +10,7 @@ import onnxruntime
 # The stub knows nothing of this package; this file is reached by a link from the backend folder.
 sys.path.append(str(Path(__file__).resolve().parents[4]))
 
-from pipeline.triton.backends.exchange import Array, Contract, Tensor, refuse  # noqa: E402
+from pipeline.triton.backends.exchange import Array, Contract, Tensor, refuse
 
 # What ONNX Runtime 1.19 reads, the one in the oldest stock image that must load the same file.
 NEWEST_IR = 10
@@ -50,7 +50,8 @@ class TritonPythonModel:
         return self.contract.answer(requests, self._infer)
 
     def _infer(self, arrays: list[Array]) -> list[Array]:
-        return self.session.run(self.output_names, dict(zip(self.input_names, arrays, strict=True)))
+        inputs = dict(zip(self.input_names, arrays, strict=True))
+        return list(self.session.run(self.output_names, inputs))
 
 
 def _check_versions(contract: Contract) -> None:

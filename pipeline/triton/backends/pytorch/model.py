@@ -9,7 +9,7 @@ import torch
 # The stub knows nothing of this package; this file is reached by a link from the backend folder.
 sys.path.append(str(Path(__file__).resolve().parents[4]))
 
-from pipeline.triton.backends.exchange import Array, Contract, Tensor, refuse  # noqa: E402
+from pipeline.triton.backends.exchange import Array, Contract, Tensor, refuse
 
 TRITON_TYPES = {
     torch.bool: "TYPE_BOOL",

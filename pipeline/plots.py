@@ -14,7 +14,6 @@ from pipeline.records import BatchSeries, Epoch, Metrics
 _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#0072B2", "#D55E00", "#009E73", "#CC3311", "#999999"
 _DPI = 110
 _MOST_LABELS = 30
-_STYLE = {"linewidth": 2, "marker": "o", "markersize": 5}
 
 
 def draw(
@@ -107,7 +106,16 @@ def _epoch_lines(
         values = [getattr(epoch, f"{kind}_{what}") for epoch in epochs]
         if None not in values:
             name = "training" if kind == "train" else kind
-            axes.plot(numbers, values, color=colour, linestyle=style, label=f"{name} {what}", **_STYLE)
+            axes.plot(
+                numbers,
+                values,
+                color=colour,
+                linestyle=style,
+                label=f"{name} {what}",
+                linewidth=2,
+                marker="o",
+                markersize=5,
+            )
     if what == "accuracy":
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
 
