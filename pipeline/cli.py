@@ -31,18 +31,17 @@ def main() -> NoReturn:
     """Run one command and exit: 0 done, 1 unexpected, 2 input, 3 refused, 4 service, 130 and 143 interrupted."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        sys.exit(_commands.main(prog_name="bin", standalone_mode=False) or 0)
-    except click.exceptions.Abort:
-        _end(130, "interrupted: run the same command with the same --output-dir to go on")
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
+        _run(sys.argv[1:])
+        sys.exit(0)
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "python -m pipeline"
+        _end(2, f"{error.format_message()} See {path} --help")
     except ZooError as error:
         _end(error.exit_status, str(error))
-    except KeyboardInterrupt:
-        _end(130, "interrupted: run the same command with the same --output-dir to go on")
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        _end(130, "interrupted; everything that was started is stopped")
     except Terminated:
-        _end(143, "terminated: run the same command with the same --output-dir to go on")
+        _end(143, "terminated; everything that was started is stopped")
     except OSError as error:
         wrapped = StorageError(
             f"{error.filename or 'a file'}: {error.strerror}: check the disk and the folder's rights"
@@ -50,6 +49,15 @@ def main() -> NoReturn:
         _end(wrapped.exit_status, str(wrapped))
     except Exception as error:
         _end(1, f"unexpected {type(error).__name__}: {error}; pipeline.log in the run's folder has the traceback")
+
+
+def _run(arguments: list[str]) -> None:
+    """Each command stands for itself, so that its usage reads as it is typed: `bin/train`."""
+    command = _commands.commands.get(arguments[0]) if arguments else None
+    if command is None:
+        _commands.main(arguments, prog_name="python -m pipeline", standalone_mode=False)
+    else:
+        command.main(arguments[1:], prog_name=f"bin/{arguments[0]}", standalone_mode=False)
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
@@ -89,7 +97,7 @@ def _apply(declared: tuple[options.Option, ...]) -> options.Option:
     return decorate
 
 
-@_commands.command("train")
+@_commands.command("train", context_settings=_CONTEXT)
 @_apply(options.TRAIN)
 @_with_console
 def _train(quiet: bool, **flags: Any) -> None:
@@ -136,7 +144,7 @@ def _train(quiet: bool, **flags: Any) -> None:
             print(text)
 
 
-@_commands.command("infer")
+@_commands.command("infer", context_settings=_CONTEXT)
 @cloup.option("--name", help="Released name [default: the one published last]")
 @options.model_repository
 @options.data_dir
@@ -173,7 +181,7 @@ def _infer(
         print(answers)
 
 
-@_commands.command("serve")
+@_commands.command("serve", context_settings=_CONTEXT)
 @options.model_repository
 @cloup.option("--engine", type=click.Choice(("embedded",)), default="embedded", show_default=True, help="Which Triton")
 @cloup.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on")
@@ -206,12 +214,12 @@ def _serve(
     )
 
 
-@_commands.group("zoo")
+@_commands.group("zoo", context_settings=_CONTEXT)
 def _zoo() -> None:
     """Look after the released versions."""
 
 
-@_zoo.command("publish")
+@_zoo.command("publish", context_settings=_CONTEXT)
 @cloup.option("--run", "run_folder", required=True, metavar="DIR", help="The folder of a run that was judged")
 @options.model_repository
 @options.quiet
@@ -233,7 +241,7 @@ def _publish(quiet: bool, run_folder: str, model_repository: str | None) -> None
         print(report.published_lines(published))
 
 
-@_zoo.command("list")
+@_zoo.command("list", context_settings=_CONTEXT)
 @options.model_repository
 @options.quiet
 @options.debug
@@ -250,7 +258,7 @@ def _list(quiet: bool, model_repository: str | None) -> None:
             print(f"{name}  live {repository.live_version(root, name)}  versions {versions}")
 
 
-@_zoo.command("rollback")
+@_zoo.command("rollback", context_settings=_CONTEXT)
 @cloup.argument("name")
 @options.model_repository
 @options.quiet
@@ -266,7 +274,7 @@ def _rollback(quiet: bool, name: str, model_repository: str | None) -> None:
         print(f"{name}: version {now} is live again, after version {before}")
 
 
-@_commands.command("docs", hidden=True)
+@_commands.command("docs", hidden=True, context_settings=_CONTEXT)
 @cloup.option("--check", is_flag=True, help="Fail where the file differs")
 def _docs(check: bool) -> None:
     """Write the reference of the command line, doc/Cli.md."""
@@ -281,7 +289,7 @@ def _docs(check: bool) -> None:
 def _reference() -> str:
     sections = ["# Command line\n\nMade by `bin/python -m pipeline docs`.\n"]
     for name, command in _visible(_commands, "bin/"):
-        context = click.Context(command, info_name=name, max_content_width=110, terminal_width=110)
+        context = command.context_class(command, info_name=name, terminal_width=110)
         sections.append(f"## `{name}`\n\n```text\n{command.get_help(context).rstrip()}\n```\n")
     return "\n".join(sections)
 

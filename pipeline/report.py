@@ -80,4 +80,6 @@ def _verdict(outcome: Outcome) -> str:
         return "export skipped: nothing was judged or published"
     if outcome.validated:
         return f"passed {name}: not published"
-    return f"not released {name}"
+    return (
+        f"stopped before a verdict on {name}; to go on: the same command with --output-dir {outcome.config.output_dir}"
+    )

@@ -1,0 +1,745 @@
+"""The model repository on real files: what a reader may see, and what a killed publisher leaves.
+
+The versions are synthetic (a "model" of random bytes); their config.pbtxt and release.json are made by
+the product's own code. No server runs here.
+"""
+
+import errno
+import functools
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import pytest
+
+from pipeline.config import Criterion, GateConfig, RunConfig, TrainConfig
+from pipeline.errors import FolderError, InputError, SignatureError, StorageError
+from pipeline.records import (
+    BatchSeries,
+    Benchmarked,
+    CodeInfo,
+    DataInfo,
+    Evaluated,
+    Exported,
+    Gated,
+    Metrics,
+    Trained,
+    Validated,
+    Verified,
+)
+from pipeline.triton import history, model_config, repository
+
+NAME = "digits"
+SHAPE = (1, 4, 4)
+LABELS = ("zero", "one", "T-shirt/top")
+
+# What changes a file system, by the name of Python's audit event; "open" counts only where it may write.
+CHANGES = {"os.mkdir", "os.rmdir", "os.remove", "os.rename", "os.utime", "os.chmod", "os.truncate"}
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+
+def make_source(folder: Path, labels: tuple[str, ...] = LABELS, shape: tuple[int, int, int] = SHAPE) -> Path:
+    """A complete version, as the stage before publishing leaves it."""
+    (folder / "plots").mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(os.urandom(2000))
+    (folder / "plots" / "loss.svg").write_bytes(os.urandom(100))
+    (folder / "labels.txt").write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+    config = model_config.build(
+        name=NAME, backend="onnxruntime", shape=shape, classes=len(labels), max_batch_size=repository.MAX_BATCH_SIZE
+    )
+    (folder / "config.pbtxt").write_text(model_config.to_text(config), encoding="utf-8")
+    return folder
+
+
+def release_json(source: Path, labels: tuple[str, ...] = LABELS) -> bytes:
+    return _release(labels).model_copy(update={"hashes": repository.hashes(source)}).model_dump_json().encode()
+
+
+@functools.cache
+def _release(labels: tuple[str, ...]) -> repository.Release:
+    """The smallest release record; only its hashes matter here."""
+    gates = GateConfig(
+        min_test_accuracy=0.9, min_per_class_accuracy=0.8, max_model_size_mb=1.0, max_inference_time_ms=1.0
+    )
+    train = TrainConfig(
+        model_id="m",
+        dataset_id="d",
+        image_size=None,
+        criteria=(Criterion(loss_id="nll"),),
+        optimizer_id="sgd",
+        scheduler_id="none",
+        epochs=1,
+        batch_size=1,
+        learning_rate=0.1,
+        weight_decay=0.0,
+        betas=(0.9, 0.999),
+        momentum=0.0,
+        gamma=0.1,
+        label_smoothing=0.0,
+        gradient_clip_norm=0.0,
+        augmentation="none",
+        validation_fraction=0.0,
+        early_stopping_patience=0,
+        seed=1,
+    )
+    config = RunConfig(
+        train=train,
+        gates=gates,
+        default_gates=gates,
+        data_dir=Path("data"),
+        output_dir=Path("output"),
+        model_repository=Path("repository"),
+        release_name=NAME,
+        devices=("cpu",),
+        export_formats=("onnx",),
+        served_format="onnx",
+        test_batch_size=1,
+        log_interval=1,
+        visualizations=False,
+        export=True,
+        publish=True,
+        dry_run=False,
+        save_model=True,
+        resume=False,
+        dataset_fallback=False,
+        sources={},
+    )
+    data = DataInfo(
+        dataset_id="d",
+        short_name="d",
+        title="D",
+        source="here",
+        license="none",
+        shape=SHAPE,
+        labels=labels,
+        train_images=1,
+        validation_images=0,
+        test_images=1,
+        test_images_per_class=(1,) * len(labels),
+        sha256="0",
+        mean=(0.0,),
+        std=(1.0,),
+        fallback=False,
+    )
+    trained = Trained(
+        model_id="m",
+        parameters=1,
+        layers=(),
+        device="cpu",
+        epochs=(),
+        stopped_early=False,
+        best_epoch=None,
+        batches=BatchSeries(epoch=(), loss=(), accuracy=(), learning_rate=(), gradient_norm=()),
+        images_seen=1,
+        seconds=1.0,
+        weights_sha256="0",
+    )
+    return repository.Release(
+        name=NAME,
+        created="2026-01-01T00:00:00+00:00",
+        config=config,
+        code=CodeInfo(
+            revision=None, modified=False, python="3", platform="linux", cpu="cpu", threads=1, libraries={}
+        ),
+        data=data,
+        trained=trained,
+        evaluated=Evaluated(
+            metrics=Metrics(images=1, loss=0.1, accuracy=1.0, per_class=(), confusion=()), seconds=1.0
+        ),
+        exported=Exported(files=()),
+        verified=Verified(files=()),
+        benchmarked=Benchmarked(files=()),
+        gated=Gated(served_format="onnx", gates=()),
+        validated=Validated(
+            name=NAME, version=1, server="Triton", seconds_to_ready=1.0, checks=(), log_tail=(), hashes={}
+        ),
+        hashes={},
+    )
+
+
+class Candidate:
+    """A complete version and its release.json."""
+
+    def __init__(self, folder: Path) -> None:
+        self.source = make_source(folder)
+        self.release_json = release_json(self.source)
+
+    def publish(self, root: Path, name: str = NAME) -> tuple[int, int | None]:
+        return repository.publish_version(root, name, self.source, self.release_json)
+
+
+@pytest.fixture
+def candidate(tmp_path: Path) -> Candidate:
+    return Candidate(tmp_path / "candidate")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The repository's folder, not made yet; alone in its parent, where the staging folder goes."""
+    (tmp_path / "zoo").mkdir()
+    return tmp_path / "zoo" / "models"
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """All that lies below a folder, byte for byte; None for a folder. The lock file is no content."""
+    return {
+        path.relative_to(folder).as_posix(): None if path.is_dir() else path.read_bytes()
+        for path in folder.rglob("*")
+        if path.name != ".lock"
+    }
+
+
+def assert_live_is_complete(root: Path, version: int | None) -> None:
+    """The live version is this one, whole, and under its own config."""
+    assert repository.live_version(root, NAME) == version
+    assert repository.names(root) == ([] if version is None else [NAME])
+    if version is not None:
+        repository.verify_version(root, NAME, version)
+        live = (root / NAME / "config.pbtxt").read_text(encoding="utf-8")
+        assert live == repository.live_config(root / NAME / str(version), version)
+
+
+def assert_clean(root: Path) -> None:
+    """Nothing of a publisher that was killed is left, and history says what became of each intent."""
+    events = history.read(root)
+    assert history.open_intents(events) == []
+    assert {path.name for path in root.parent.iterdir()} == {root.name}
+    assert {path.name for path in root.iterdir()} - {".lock"} == {"history.jsonl", NAME}
+    published = {event.version for event in events if event.state == "done" and event.action == "publish"}
+    assert repository.versions(root, NAME) == sorted(published)
+    assert {path.name for path in (root / NAME).iterdir()} == {"config.pbtxt", *map(str, published)}
+    for version in published:
+        repository.verify_version(root, NAME, version)
+
+
+# Publishing
+
+
+def test_first_publish_makes_the_name_live(root: Path, candidate: Candidate) -> None:
+    assert repository.names(root) == []
+    assert repository.live_version(root, NAME) is None
+    assert candidate.publish(root) == (1, None)
+    assert_live_is_complete(root, 1)
+    assert_clean(root)
+    assert repository.release(root, NAME, 1).name == NAME
+    assert (root / NAME / "1" / "release.json").read_bytes() == candidate.release_json
+    assert repository.hashes(candidate.source).items() <= repository.hashes(root / NAME / "1").items()
+    assert [event.state for event in history.read(root)] == ["intent", "done"]
+    assert 'label_filename: "1/labels.txt"' in (root / NAME / "config.pbtxt").read_text(encoding="utf-8")
+
+
+def test_second_publish_becomes_version_2_and_leaves_version_1_alone(root: Path, candidate: Candidate) -> None:
+    candidate.publish(root)
+    first = tree(root / NAME / "1")
+    assert candidate.publish(root) == (2, 1)
+    assert_live_is_complete(root, 2)
+    assert_clean(root)
+    assert repository.versions(root, NAME) == [1, 2]
+    assert tree(root / NAME / "1") == first
+
+
+def test_published_files_are_readable_by_the_servers_user(root: Path, candidate: Candidate) -> None:
+    (candidate.source / "model.onnx").chmod(0o600)
+    (candidate.source / "plots").chmod(0o700)
+    previous = os.umask(0o077)
+    try:
+        candidate.publish(root)
+        candidate.publish(root)
+    finally:
+        os.umask(previous)
+    modes = {path.stat().st_mode & 0o777 for path in (root / NAME).rglob("*") if path.is_file()}
+    assert modes == {0o644}
+    assert {path.stat().st_mode & 0o777 for path in [root / NAME, *(root / NAME).rglob("*/")]} == {0o755}
+
+
+def test_a_reader_never_sees_a_name_without_its_config_and_complete_version(root: Path, candidate: Candidate) -> None:
+    expected = {*repository.hashes(candidate.source), "release.json"}
+    wrong: list[str] = []
+    seen = threading.Event()
+    stop = threading.Event()
+    watching = threading.Event()
+
+    def watch() -> None:
+        while not stop.is_set():
+            if (root / NAME).exists():
+                if not (root / NAME / "config.pbtxt").exists():
+                    wrong.append("no config.pbtxt")
+                elif repository.hashes(root / NAME / "1").keys() != expected:
+                    wrong.append("an incomplete version")
+                seen.set()
+            for path in root.glob("*/"):
+                if path.name != NAME:
+                    wrong.append(f"another folder, {path.name}")
+            watching.set()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        assert watching.wait(10)
+        candidate.publish(root)
+        assert seen.wait(10)
+    finally:
+        stop.set()
+        watcher.join()
+    assert wrong == []
+
+
+def test_names_do_not_disturb_each_other(root: Path, candidate: Candidate) -> None:
+    candidate.publish(root, "b")
+    candidate.publish(root, "a")
+    assert candidate.publish(root, "b") == (2, 1)
+    assert repository.names(root) == ["a", "b"]
+    assert repository.newest(root) == "b"
+    assert repository.next_version(root, "a") == 2
+    assert repository.next_version(root, "c") == 1
+
+
+def test_newest_of_an_empty_repository_is_refused(root: Path) -> None:
+    with pytest.raises(InputError, match="nothing is released"):
+        repository.newest(root)
+
+
+def test_a_number_is_never_used_again(root: Path, candidate: Candidate) -> None:
+    candidate.publish(root)
+    candidate.publish(root)
+    assert repository.rollback(root, NAME) == (2, 1)
+    shutil.rmtree(root / NAME / "2")
+    assert repository.next_version(root, NAME) == 3
+    assert candidate.publish(root) == (3, 1)
+    # A version that history does not know, from an earlier repository.
+    shutil.copytree(root / NAME / "3", root / NAME / "7")
+    assert repository.next_version(root, NAME) == 8
+    # The name is taken out of service as a whole: clients may still hold answers of its versions.
+    shutil.rmtree(root / NAME)
+    assert repository.next_version(root, NAME) == 4
+    # A publish that did not end.
+    history.append(root, history.intent("publish", NAME, 4, None, "0"))
+    assert repository.next_version(root, NAME) == 5
+    assert candidate.publish(root) == (5, None)
+    assert_live_is_complete(root, 5)
+
+
+def test_a_config_from_the_future_is_replaced_by_a_strictly_newer_one(root: Path, candidate: Candidate) -> None:
+    candidate.publish(root)
+    config = root / NAME / "config.pbtxt"
+    future = time.time_ns() + 3600 * 10**9
+    os.utime(config, ns=(future, future))
+    candidate.publish(root)
+    second = config.stat().st_mtime_ns
+    assert second > future
+    repository.rollback(root, NAME)
+    assert config.stat().st_mtime_ns > second
+
+
+# Rolling back
+
+
+def test_roll_back_goes_back_one_version_at_a_time(root: Path, candidate: Candidate) -> None:
+    for _ in range(3):
+        candidate.publish(root)
+    assert repository.rollback(root, NAME) == (3, 2)
+    assert_live_is_complete(root, 2)
+    assert repository.rollback(root, NAME) == (2, 1)
+    assert_live_is_complete(root, 1)
+    before = tree(root)
+    with pytest.raises(InputError, match="no version before 1"):
+        repository.rollback(root, NAME)
+    assert tree(root) == before
+    assert_clean(root)
+    # A version that was rolled back is not what the next one goes back to.
+    assert candidate.publish(root) == (4, 1)
+    assert repository.rollback(root, NAME) == (4, 1)
+    actions = [(event.action, event.version, event.previous) for event in history.read(root) if event.state == "done"]
+    assert actions == [
+        ("publish", 1, None),
+        ("publish", 2, 1),
+        ("publish", 3, 2),
+        ("rollback", 2, 3),
+        ("rollback", 1, 2),
+        ("publish", 4, 1),
+        ("rollback", 1, 4),
+    ]
+
+
+def test_roll_back_of_an_unknown_name_is_refused_and_makes_nothing(root: Path) -> None:
+    with pytest.raises(InputError, match="nope is not in"):
+        repository.rollback(root, "nope")
+    assert not root.exists()
+
+
+@pytest.mark.parametrize("alteration", ["changed", "missing", "added", "config", "no release.json"])
+def test_roll_back_to_an_altered_version_is_refused_and_changes_nothing(
+    root: Path, candidate: Candidate, alteration: str
+) -> None:
+    candidate.publish(root)
+    candidate.publish(root)
+    version = root / NAME / "1"
+    file = {
+        "changed": "model.onnx",
+        "missing": "plots/loss.svg",
+        "added": "extra.bin",
+        "config": "config.pbtxt",
+        "no release.json": "release.json",
+    }[alteration]
+    if alteration in ("missing", "no release.json"):
+        (version / file).unlink()
+    else:
+        with (version / file).open("ab") as opened:
+            opened.write(b"\n")
+    before = tree(root)
+    with pytest.raises(InputError, match=file):
+        repository.verify_version(root, NAME, 1)
+    with pytest.raises(InputError, match=file):
+        repository.rollback(root, NAME)
+    assert tree(root) == before
+    assert_live_is_complete(root, 2)
+
+
+# Signatures
+
+
+def test_check_signature_compares_with_the_live_version(root: Path, candidate: Candidate) -> None:
+    repository.check_signature(root, NAME, SHAPE, LABELS)  # no such name yet: anything goes
+    assert not root.exists()
+    candidate.publish(root)
+    repository.check_signature(root, NAME, SHAPE, LABELS)
+    other = {
+        "other dims": ((3, 4, 4), LABELS),
+        "fewer labels": (SHAPE, LABELS[:2]),
+        "other labels": (SHAPE, ("zero", "one", "two")),
+        "another order": (SHAPE, LABELS[::-1]),
+    }
+    for shape, labels in other.values():
+        with pytest.raises(SignatureError, match="--release-name"):
+            repository.check_signature(root, NAME, shape, labels)
+
+
+# Publishers that are killed
+
+Mode = Literal["kill", "fail"]
+DONE, NOT_REACHED, STORAGE_ERROR, UNEXPECTED = 0, 10, 11, 12
+
+
+@pytest.fixture
+def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting for the disk takes most of the time, and matters only to a machine that loses its power."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+def fork(action: Callable[[], int]) -> int:
+    """Run it in a forked process, which starts at once; its process id. The status is what it returns."""
+    with warnings.catch_warnings():
+        # Libraries' idle threads do not matter to a child that only works on files.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child:
+        return child
+    status = UNEXPECTED
+    try:
+        status = action()
+    finally:
+        os._exit(status)
+
+
+def disturb(step: int, mode: Mode) -> Callable[[], bool]:
+    """In a child: at the step-th change of the file system, before it, kill this process or fill the disk.
+
+    Returns what tells whether that step was reached.
+    """
+    count = 0
+
+    def changing() -> None:
+        nonlocal count
+        count += 1
+        if count == step:
+            if mode == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in CHANGES or (event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITES):
+            changing()
+
+    real_fsync = os.fsync
+
+    def fsync(descriptor: int) -> None:  # has no audit event; what was written is in the file by now
+        changing()
+        real_fsync(descriptor)
+
+    os.fsync = fsync
+    sys.addaudithook(hook)
+    return lambda: count >= step
+
+
+def refuse_rename_from_staging() -> None:
+    """In a child, for good; `other_file_system` undoes it."""
+    real_rename = os.rename
+
+    def rename(source: Any, target: Any) -> None:
+        if ".staging" in str(source):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(source))
+        real_rename(source, target)
+
+    os.rename = rename  # type: ignore[assignment]
+
+
+@contextmanager
+def other_file_system() -> Iterator[None]:
+    """The staging folder lies on another file system.
+
+    A fake: a second file system can only be mounted by root, and not in every container.
+    """
+    real_rename = os.rename
+    refuse_rename_from_staging()
+    try:
+        yield
+    finally:
+        os.rename = real_rename
+
+
+def publish_disturbed(root: Path, candidate: Candidate, step: int, mode: Mode, action: str, crossing: bool) -> int:
+    """The child's wait status."""
+
+    def run() -> int:
+        if crossing:
+            refuse_rename_from_staging()
+        reached = disturb(step, mode)
+        try:
+            if action == "rollback":
+                repository.rollback(root, NAME)
+            else:
+                candidate.publish(root)
+        except StorageError:
+            return STORAGE_ERROR
+        return DONE if reached() else NOT_REACHED
+
+    return os.waitpid(fork(run), 0)[1]
+
+
+@pytest.mark.usefixtures("no_sync")
+@pytest.mark.parametrize(
+    ("action", "crossing"),
+    [
+        ("first publish", False),
+        ("second publish", False),
+        ("rollback", False),
+        ("first publish", True),
+        ("second publish", True),
+    ],
+)
+def test_a_publisher_killed_at_any_step_harms_nothing(
+    tmp_path: Path, root: Path, candidate: Candidate, action: str, crossing: bool
+) -> None:
+    before = {"first publish": 0, "second publish": 1, "rollback": 2}[action]
+    for _ in range(before):
+        candidate.publish(root)
+    old = before or None
+    new = 1 if action == "rollback" else before + 1
+    outcomes = set()
+    for step in range(1, 1000):
+        copy = tmp_path / f"killed at {step}" / "models"
+        copy.parent.mkdir()
+        if before:
+            shutil.copytree(root, copy)
+        status = publish_disturbed(copy, candidate, step, "kill", action, crossing)
+        if os.WIFEXITED(status):
+            assert os.WEXITSTATUS(status) == NOT_REACHED
+            assert step > 10, "there are fewer steps than the protocol has"
+            break
+        assert os.WTERMSIG(status) == signal.SIGKILL
+
+        live = repository.live_version(copy, NAME)
+        assert live in (old, new)
+        assert_live_is_complete(copy, live)
+        outcomes.add(live)
+        if not crossing:
+            # A server's eye: each folder in the root is a model, and has its config from the start.
+            assert {path.parent.name for path in copy.glob("*/config.pbtxt")} == {p.name for p in copy.glob("*/")}
+
+        promoted = [*range(1, before + 1)]
+        if live == new:
+            promoted = promoted[:-1] if action == "rollback" else [*promoted, new]
+        with other_file_system() if crossing else warnings.catch_warnings():
+            version, previous = candidate.publish(copy)
+        assert previous == live
+        assert version > max(before, live or 0)
+        assert_live_is_complete(copy, version)
+        assert_clean(copy)
+        assert history.promotions(history.read(copy), NAME) == [*promoted, version]
+        shutil.rmtree(copy.parent)
+    assert outcomes == {old, new}
+
+
+@pytest.mark.usefixtures("no_sync")
+@pytest.mark.parametrize("action", ["first publish", "second publish", "rollback"])
+def test_a_disk_that_is_full_at_any_step_harms_nothing(
+    tmp_path: Path, root: Path, candidate: Candidate, action: str
+) -> None:
+    before = {"first publish": 0, "second publish": 1, "rollback": 2}[action]
+    for _ in range(before):
+        candidate.publish(root)
+    failed = 0
+    for step in range(1, 1000):
+        copy = tmp_path / f"full at {step}" / "models"
+        copy.parent.mkdir()
+        if before:
+            shutil.copytree(root, copy)
+        status = publish_disturbed(copy, candidate, step, "fail", action, False)
+        code = os.waitstatus_to_exitcode(status)
+        if code == NOT_REACHED:
+            break
+        assert code in (DONE, STORAGE_ERROR), f"status {code} at step {step}"
+        failed += code == STORAGE_ERROR
+        live = repository.live_version(copy, NAME)
+        assert live in (before or None, 1 if action == "rollback" else before + 1)
+        assert_live_is_complete(copy, live)
+        version, previous = candidate.publish(copy)
+        assert previous == live
+        assert_live_is_complete(copy, version)
+        assert_clean(copy)
+        shutil.rmtree(copy.parent)
+    # Some failures of tidying up are passed over, others not.
+    assert failed > 10 - 3 * (action == "rollback")
+
+
+@pytest.mark.parametrize("action", ["publish", "rollback"])
+def test_a_disk_that_is_full_after_the_switch_is_not_said_to_have_changed_nothing(
+    root: Path, candidate: Candidate, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    candidate.publish(root)
+    candidate.publish(root)
+    append = history.append
+
+    def full(root: Path, event: history.Event) -> None:
+        if event.state == "done":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(root / "history.jsonl"))
+        append(root, event)
+
+    message = ""
+    with monkeypatch.context() as patch:
+        patch.setattr(history, "append", full)
+        try:
+            if action == "publish":
+                candidate.publish(root)
+            else:
+                repository.rollback(root, NAME)
+        except StorageError as error:
+            message = str(error)
+    live = repository.live_version(root, NAME)
+    assert live == 2 or "nothing went live" not in message
+    # The next publisher settles it.
+    assert candidate.publish(root)[1] == live
+    assert_clean(root)
+
+
+def test_four_publishers_at_once_all_succeed(root: Path, tmp_path: Path) -> None:
+    candidates = [Candidate(tmp_path / f"candidate {number}") for number in range(4)]
+
+    def publish_three(candidate: Candidate) -> int:
+        for _ in range(3):
+            candidate.publish(root)
+        return 0
+
+    children = [fork(functools.partial(publish_three, candidate)) for candidate in candidates]
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+    assert repository.versions(root, NAME) == list(range(1, 13))
+    assert_live_is_complete(root, 12)
+    assert_clean(root)
+    events = history.read(root)
+    assert [(event.state, event.version, event.previous) for event in events] == [
+        (state, version, version - 1 or None) for version in range(1, 13) for state in ("intent", "done")
+    ]
+    contents = [(root / NAME / str(version) / "model.onnx").read_bytes() for version in range(1, 13)]
+    for candidate in candidates:
+        assert contents.count((candidate.source / "model.onnx").read_bytes()) == 3
+
+
+# File systems that refuse
+
+
+def test_a_repository_on_another_file_system_than_its_staging_folder(root: Path, candidate: Candidate) -> None:
+    with other_file_system():
+        assert candidate.publish(root) == (1, None)
+        assert_live_is_complete(root, 1)
+        assert candidate.publish(root) == (2, 1)
+    assert_live_is_complete(root, 2)
+    assert_clean(root)
+    assert repository.rollback(root, NAME) == (2, 1)
+
+
+def test_a_full_disk_while_copying_changes_nothing(
+    root: Path, candidate: Candidate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def copytree(source: Path, target: Path) -> NoReturn:
+        target.mkdir(parents=True)
+        (target / "model.onnx").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copytree", copytree)
+        with pytest.raises(StorageError, match="No space left"):
+            candidate.publish(root)
+    assert tree(root.parent) == {root.name: None}
+    candidate.publish(root)
+    before = tree(root.parent)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copytree", copytree)
+        with pytest.raises(StorageError, match="nothing went live"):
+            candidate.publish(root)
+    assert tree(root.parent) == before
+    assert candidate.publish(root) == (2, 1)
+
+
+def test_a_repository_that_is_a_file_is_refused(root: Path, candidate: Candidate) -> None:
+    repository.check_writable(root)
+    assert not root.exists()
+    root.write_bytes(b"")
+    with pytest.raises(FolderError, match="--model-repository"):
+        repository.check_writable(root)
+
+
+# History
+
+
+def test_half_a_line_at_the_end_of_the_history_is_passed_over(root: Path, candidate: Candidate) -> None:
+    candidate.publish(root)
+    path = root / "history.jsonl"
+    whole = path.read_bytes()
+    line = history.intent("publish", NAME, 2, 1, "0").model_dump_json().encode()
+    for length in range(1, len(line)):
+        path.write_bytes(whole + line[:length])
+        assert [event.state for event in history.read(root)] == ["intent", "done"]
+    path.write_bytes(whole + line[:-10])
+    assert candidate.publish(root) == (2, 1)
+    assert_live_is_complete(root, 2)
+    assert_clean(root)
+    assert repository.rollback(root, NAME) == (2, 1)
+    assert [event.state for event in history.read(root)] == ["intent", "done"] * 3
+
+
+def test_a_line_without_its_end_still_counts(root: Path, candidate: Candidate) -> None:
+    candidate.publish(root)
+    path = root / "history.jsonl"
+    path.write_bytes(path.read_bytes().rstrip(b"\n"))
+    assert [event.state for event in history.read(root)] == ["intent", "done"]
+    candidate.publish(root)
+    assert [event.state for event in history.read(root)] == ["intent", "done"] * 2
+
+
+def test_a_whole_line_that_is_no_event_is_refused(root: Path, candidate: Candidate) -> None:
+    candidate.publish(root)
+    path = root / "history.jsonl"
+    path.write_bytes(json.dumps({"id": "x"}).encode() + b"\n" + path.read_bytes())
+    before = tree(root)
+    with pytest.raises(InputError, match=r"history\.jsonl line 1"):
+        candidate.publish(root)
+    assert tree(root) == before

@@ -1,0 +1,262 @@
+"""A real embedded Triton: what it answers, what it refuses, and what it leaves when its owner is killed.
+
+The models are tiny: one matrix, so that a row's answer says which row was asked.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, NamedTuple, Self
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from pipeline.errors import PortInUseError, ServerError
+from pipeline.specs import Images, Probabilities
+from pipeline.triton import client, model_config, server
+from pipeline.triton.server import Server, ServerOptions, running
+
+pytestmark = pytest.mark.skipif(server.unavailable() is not None, reason=server.unavailable() or "")
+
+SHAPE = (2, 3, 4)
+# What a naive reader of "<value>:<index>:<label>" or of a path would trip over.
+LABELS = ("cat", "T-shirt/top", "a:b", "nuit d'été", "five six")
+MATRIX = np.random.default_rng(0).normal(0, 0.004, (24, len(LABELS))).astype(np.float32)
+GOOD = ("by-onnxruntime", "by-pytorch")
+
+
+class Expected(NamedTuple):
+    """The input and output of a model's file, where they are not those of its config.pbtxt."""
+
+    input: str = "image"
+    output: str = "probabilities__0"
+    batch: str | int = "batch"
+    classes: int = len(LABELS)
+
+
+def images(rows: int, seed: int = 1) -> Images:
+    return np.random.default_rng(seed).integers(0, 256, (rows, *SHAPE), dtype=np.uint8)
+
+
+def expected(batch: Images, matrix: np.ndarray = MATRIX) -> Probabilities:
+    scores = batch.reshape(len(batch), -1).astype(np.float64) @ matrix.astype(np.float64)
+    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+    answer: Probabilities = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
+    return answer
+
+
+def onnx_model(
+    matrix: np.ndarray = MATRIX, names: Expected = Expected(), ir_version: int = 10, opset: int = 20
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", [names.input], ["float"], to=TensorProto.FLOAT),
+            helper.make_node("Flatten", ["float"], ["flat"]),
+            helper.make_node("MatMul", ["flat", "matrix"], ["scores"]),
+            helper.make_node("Softmax", ["scores"], [names.output]),
+        ],
+        "tiny",
+        [helper.make_tensor_value_info(names.input, TensorProto.UINT8, [names.batch, *SHAPE])],
+        [helper.make_tensor_value_info(names.output, TensorProto.FLOAT, [names.batch, names.classes])],
+        [numpy_helper.from_array(matrix, "matrix")],
+    )
+    return helper.make_model(graph, ir_version=ir_version, opset_imports=[helper.make_opsetid("", opset)])
+
+
+class Tiny(torch.nn.Module):
+    def __init__(self, matrix: np.ndarray) -> None:
+        super().__init__()
+        self.matrix = torch.nn.Parameter(torch.from_numpy(matrix))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(image.flatten(1).float() @ self.matrix, dim=1)
+
+
+class OtherName(Tiny):
+    def forward(self, picture: torch.Tensor) -> torch.Tensor:
+        return super().forward(picture)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def _trace(module: torch.nn.Module, path: Path) -> None:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        traced = torch.jit.trace(module.eval(), torch.from_numpy(images(2)))
+        torch.jit.save(traced, path)
+
+
+def add_version(
+    model: Path, version: int, backend: Literal["onnxruntime", "pytorch"], file: onnx.ModelProto | torch.nn.Module | None
+) -> None:
+    """A version's folder, with its own config.pbtxt; without a model's file where that is None."""
+    folder = model / str(version)
+    folder.mkdir(parents=True)
+    (folder / "labels.txt").write_text("".join(f"{label}\n" for label in LABELS), encoding="utf-8")
+    own = model_config.build(
+        name=model.name, backend=backend, shape=SHAPE, classes=len(LABELS), max_batch_size=128
+    )
+    (folder / "config.pbtxt").write_text(model_config.to_text(own), encoding="utf-8")
+    if isinstance(file, onnx.ModelProto):
+        onnx.save_model(file, folder / "model.onnx")
+    elif file is not None:
+        _trace(file, folder / "model.pt")
+
+
+def point_at(model: Path, version: int) -> None:
+    """As the repository does: a whole file beside the models, then one rename."""
+    own = model_config.read(model / str(version) / "config.pbtxt")
+    temporary = model.parent / ".config.pbtxt"
+    temporary.write_text(model_config.to_text(model_config.pointed_at(own, version)), encoding="utf-8")
+    os.replace(temporary, model / "config.pbtxt")  # noqa: PTH105
+
+
+def options(repository: Path, control: Literal["poll", "explicit"], *load: str) -> ServerOptions:
+    return ServerOptions(
+        repository=repository,
+        log_file=repository.with_suffix(".log"),
+        control=control,
+        exit_on_error=False,
+        http_port=0,
+        grpc_port=0,
+        metrics_port=0,
+        load=load,
+    )
+
+
+def wait_until(done: Callable[[], bool], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.05)
+
+
+# What the file of each bad model has, and what must stand in the server's reason.
+BAD: dict[str, tuple[onnx.ModelProto | torch.nn.Module | None, tuple[str, ...]]] = {
+    "wrong-dims": (
+        onnx_model(np.zeros((24, 7), np.float32), Expected(classes=7)),
+        ("disagree on outputs", "TYPE_FP32 [-1, 7]", "TYPE_FP32 [-1, 5]"),
+    ),
+    "fixed-batch": (onnx_model(names=Expected(batch=1)), ("disagree on inputs", "[1, 2, 3, 4]", "[-1, 2, 3, 4]")),
+    "wrong-input": (onnx_model(names=Expected(input="x")), ("disagree on inputs", "x TYPE_UINT8", "image TYPE_UINT8")),
+    "wrong-output": (onnx_model(names=Expected(output="y")), ("disagree on outputs", "y TYPE_FP32", "probabilities__0")),
+    "no-file": (None, ("model.onnx is missing",)),
+    "new-ir": (onnx_model(ir_version=11), ("ONNX IR version 11: expected at most 10",)),
+    "new-opset": (onnx_model(opset=22), ("ONNX opset 22: expected at most 21",)),
+    "torch-wrong-input": (OtherName(MATRIX), ("disagree on inputs", "picture", "image")),
+    "torch-wrong-dims": (Tiny(np.zeros((24, 7), np.float32)), ("disagree on outputs", "[-1, 7]", "[-1, 5]")),
+}
+
+
+@pytest.fixture(scope="module")
+def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Good and bad models in one repository, under one server."""
+    repository = tmp_path_factory.mktemp("triton") / "models"
+    add_version(repository / "by-onnxruntime", 3, "onnxruntime", onnx_model())
+    add_version(repository / "by-pytorch", 3, "pytorch", Tiny(MATRIX))
+    for name, (file, _) in BAD.items():
+        add_version(repository / name, 3, "pytorch" if name.startswith("torch") else "onnxruntime", file)
+    for model in repository.iterdir():
+        point_at(model, 3)
+    with running(options(repository, "explicit", *GOOD, *BAD)) as started:
+        started.wait_live(time.monotonic() + 120)
+        yield started
+
+
+@pytest.mark.parametrize("rows", [1, 3, 128])
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+@pytest.mark.parametrize("model", GOOD)
+def test_each_row_is_answered_by_its_own_probabilities(triton: Server, model: str, protocol: str, rows: int) -> None:
+    batch = images(rows)
+    wanted = expected(batch)
+    assert len(np.unique(wanted.round(3), axis=0)) == rows  # or a mixed-up answer would pass
+    if protocol == "http":
+        answer = client.classify_http(triton.http_url, model, batch)
+    else:
+        answer = client.classify_grpc(triton.grpc_url, model, batch, version=3)
+    assert answer.dtype == np.float32
+    np.testing.assert_allclose(answer, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", GOOD)
+def test_requests_that_come_together_are_not_mixed_up(triton: Server, model: str) -> None:
+    batches = [images(1 + number % 4, seed=number) for number in range(48)]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda batch: client.classify_http(triton.http_url, model, batch), batches))
+    for batch, answer in zip(batches, answers, strict=True):
+        np.testing.assert_allclose(answer, expected(batch), atol=1e-5)
+
+
+@pytest.mark.parametrize("model", GOOD)
+def test_labels_come_from_the_versions_own_file(triton: Server, model: str) -> None:
+    batch = images(64)
+    wanted = [LABELS[index] for index in expected(batch).argmax(axis=1)]
+    assert set(wanted) == set(LABELS)
+    assert client.top_labels(triton.http_url, model, batch) == wanted
+
+
+@pytest.mark.parametrize("ask", [client.classify_http, client.classify_grpc])
+@pytest.mark.parametrize("model", GOOD)
+def test_a_request_that_does_not_fit_is_refused(triton: Server, model: str, ask: client.Classify) -> None:
+    url = triton.http_url if ask is client.classify_http else triton.grpc_url
+    for batch in (images(129), images(2)[:, :1]):
+        with pytest.raises(ServerError, match=f"refused a request for {model}"):
+            ask(url, model, batch)
+    with pytest.raises(ServerError, match="refused"):
+        ask(url, model, images(1), version=4)
+    np.testing.assert_allclose(ask(url, model, images(2)), expected(images(2)), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_model_is_refused_by_name_and_reason(triton: Server, name: str) -> None:
+    states = {model.name: model for model in client.models(triton.http_url)}
+    assert states.keys() == {*GOOD, *BAD}
+    bad = states[name]
+    assert (bad.version, bad.state) == ("3", "UNAVAILABLE")
+    for part in BAD[name][1]:
+        assert part in bad.reason
+    # The others are served all the same.
+    assert [states[good].state for good in GOOD] == ["READY", "READY"]
+
+
+def test_version_and_life(triton: Server) -> None:
+    assert triton.version.split(".")[0] == "2"
+    assert triton.is_alive()
+
+
+@pytest.mark.parametrize("port", ["http_port", "grpc_port", "metrics_port"])
+def test_a_taken_port_is_named(tmp_path: Path, port: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        number = taken.getsockname()[1]
+        wanted = {"http_port": 0, "grpc_port": 0, "metrics_port": 0} | {port: number}
+        log = tmp_path / "triton.log"
+        with (
+            pytest.raises(PortInUseError, match=rf"port {number} .*--{port.replace('_', '-')}"),
+            running(ServerOptions(tmp_path, log, "explicit", True, **wanted)),
+        ):
+            pass
+    assert not log.exists()
+
+
+def test_no_server_is_said_to_be_not_there() -> None:
+    with socket.socket() as listener:  # bound but not listening: refused, and nobody else takes it
+        listener.bind(("127.0.0.1", 0))
+        url = f"127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(ServerError, match="start bin/serve"):
+            client.models(url)
+        with pytest.raises(ServerError):
+            client.classify_grpc(url, "digits", images(1))
