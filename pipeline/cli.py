@@ -1,6 +1,7 @@
 """Ids, paths and flags in, exit status out. Nothing else in this project prints a result or exits."""
 
 import logging
+import os
 import signal
 import sys
 import time
@@ -32,7 +33,10 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         _run(sys.argv[1:])
-        sys.exit(0)
+        _exit(0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.ctx.get_help() if error.ctx else error)
+        _exit(2)
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "python -m pipeline"
         _end(2, f"{error.format_message()} See {path} --help")
@@ -69,7 +73,15 @@ def _end(status: int, message: str) -> NoReturn:
     if "--debug" in sys.argv:
         traceback.print_exc()
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(status)
+    _exit(status)
+
+
+def _exit(status: int) -> NoReturn:
+    """End at once: taking torch's modules apart one by one would take two seconds, for nothing."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 @cloup.group(context_settings=_CONTEXT)

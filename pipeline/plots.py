@@ -1,152 +1,187 @@
 """The pictures of a model card, drawn from records."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from pipeline.records import BatchSeries, Epoch, Metrics
+from pipeline.records import BatchSeries, Epoch, Metrics, Trained
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart.
-_BLUE, _ORANGE, _GREEN, _RED, _GREY = "#0072B2", "#D55E00", "#009E73", "#CC3311", "#999999"
-_DPI = 110
-_MOST_LABELS = 30
+# From Okabe and Ito's palette, which colour-blind readers can tell apart: https://jfly.uni-koeln.de/color/
+_BLUE, _ORANGE = "#0072B2", "#D55E00"
+_DPI = 100
+# More class names than this lie on top of each other; more counts do not fit into their cells.
+_MOST_NAMES, _MOST_COUNTS = 30, 20
+_LONGEST_NAME = 18
+# Agg gives up on one line of a great many jagged points.
+_MOST_POINTS = 4000
 
 
-def draw(
-    folder: Path, title: str, metrics: Metrics, epochs: tuple[Epoch, ...], series: BatchSeries, threshold: float
-) -> tuple[str, ...]:
-    """Six PNG files in `folder`; returns their names. `threshold` is that of the per-class gate."""
-    pictures: dict[str, Callable[[Figure], None]] = {
-        "confusion_matrix": lambda figure: _confusion(figure, metrics),
-        "per_class_accuracy": lambda figure: _per_class(figure, metrics, threshold),
-        "training_accuracy": lambda figure: _training(figure, epochs, "accuracy"),
-        "training_loss": lambda figure: _training(figure, epochs, "loss"),
-        "batch_metrics": lambda figure: _batches(figure, series),
-        "epoch_metrics": lambda figure: _epochs(figure, epochs),
+def draw(folder: Path, title: str, metrics: Metrics, trained: Trained, threshold: float) -> tuple[str, ...]:
+    """Six PNG files in `folder`, which is made; returns their names.
+
+    `title` says what was trained on what; `metrics` are those of the file that is judged;
+    `threshold` is that of the per-class gate, 0 to 1.
+    """
+    pictures: dict[str, tuple[str, Callable[[Figure], None]]] = {
+        "confusion_matrix": ("Test images by class and answer", lambda figure: _confusion(figure, metrics)),
+        "per_class_accuracy": ("Accuracy by class", lambda figure: _per_class(figure, metrics, threshold)),
+        "training_accuracy": ("Accuracy by epoch", lambda figure: _training(figure, trained.epochs, "accuracy")),
+        "training_loss": ("Loss by epoch", lambda figure: _training(figure, trained.epochs, "loss")),
+        "batch_metrics": ("Loss and accuracy by batch", lambda figure: _batches(figure, trained.batches)),
+        "epoch_metrics": ("Loss and accuracy by epoch", lambda figure: _epochs(figure, trained.epochs)),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    for name, picture in pictures.items():
-        figure = Figure(figsize=(8, 7) if name == "confusion_matrix" else (8, 4.5), layout="constrained")
+    for name, (heading, picture) in pictures.items():
+        figure = Figure(figsize=(7.5, 6.5) if name == "confusion_matrix" else (7.5, 4.5))
         picture(figure)
-        figure.suptitle(f"{name.replace('_', ' ').capitalize()} - {title}", fontsize=11)
+        figure.suptitle(f"{heading}: {title}", fontsize=11, parse_math=False)
         figure.savefig(folder / f"{name}.png", dpi=_DPI, metadata={"Software": None})
     return tuple(f"{name}.png" for name in pictures)
 
 
 def _confusion(figure: Figure, metrics: Metrics) -> None:
-    """Shares of each true class; errors stand out because the colour follows the square root."""
+    """Right answers in blue, errors in orange on a logarithmic scale, so that a single error is seen."""
     counts = np.array(metrics.confusion)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    axes = figure.subplots()
-    image = axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)
-    labels = [entry.label for entry in metrics.per_class]
-    if len(labels) <= _MOST_LABELS:
-        rotation = 0 if max(map(len, labels)) <= 3 else 45
-        axes.set_xticks(range(len(labels)), labels, rotation=rotation, ha="center" if rotation == 0 else "right")
-        axes.set_yticks(range(len(labels)), labels)
+    right = np.eye(len(counts), dtype=bool)
+    axes = _measured_axes(figure)
+    axes.imshow(np.ma.masked_where(~right, shares), cmap="Blues", vmin=0, vmax=1.5)
+    errors = axes.imshow(
+        np.ma.masked_where(right | (counts == 0), shares), cmap="Oranges", norm=LogNorm(vmin=1e-4, vmax=1)
+    )
+    _name_classes(axes, metrics)
+    if len(counts) <= _MOST_COUNTS:
+        size = 8 if len(counts) <= 12 else 6
         for row, column in zip(*np.nonzero(counts), strict=True):
-            colour = "white" if shares[row, column] > 0.3 else "black"
-            axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color=colour, fontsize=8)
+            colour = "white" if shares[row, column] > (0.8 if row == column else 0.15) else "black"
+            axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=size)
     axes.set_xlabel("answer")
     axes.set_ylabel("true class")
-    bar = figure.colorbar(image, shrink=0.8, ticks=np.sqrt([0, 0.01, 0.1, 0.25, 0.5, 1]))
-    bar.ax.set_yticklabels(["0 %", "1 %", "10 %", "25 %", "50 %", "100 %"])
-    bar.set_label("share of the true class")
+    bar = figure.colorbar(errors, shrink=0.8, format=FuncFormatter(lambda share, _: f"{100 * share:g} %"))
+    bar.minorticks_off()
+    bar.set_label("errors: share of the true class's test images")
 
 
 def _per_class(figure: Figure, metrics: Metrics, threshold: float) -> None:
-    """Recall by class, with the gate; the axis begins below the lowest of both."""
-    axes = figure.subplots()
-    recalls = [entry.recall if entry.recall is not None else 0.0 for entry in metrics.per_class]
-    labels = [entry.label for entry in metrics.per_class]
-    colours = [_BLUE if recall >= threshold else _RED for recall in recalls]
-    bars = axes.bar(range(len(labels)), recalls, color=colours)
-    lowest = min(threshold, *recalls)
-    axes.set_ylim(max(0.0, lowest - 0.25 * (1.02 - lowest)), 1.0 + 0.06 * (1.02 - lowest))
-    axes.axhline(threshold, color=_ORANGE, linestyle="--", label=f"gate {threshold:.1%}")
-    axes.axhline(metrics.accuracy, color=_GREY, linestyle=":", label=f"all classes {metrics.accuracy:.2%}")
-    if len(labels) <= _MOST_LABELS:
-        long = max(map(len, labels)) > 5
-        axes.set_xticks(range(len(labels)), labels, rotation=30 if long else 0, ha="right" if long else "center")
-        axes.bar_label(bars, [f"{recall:.1%}" for recall in recalls], fontsize=8, padding=1)
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-    axes.set_xlabel("class")
+    """Recall by class, with the gate; the axis begins a little below the lowest of all."""
+    axes = _measured_axes(figure)
+    recalls = [entry.recall for entry in metrics.per_class]
+    lowest = min([threshold, metrics.accuracy, *(recall for recall in recalls if recall is not None)])
+    # An axis from 0 hides the differences between classes that are all near 1.
+    bottom = max(0.0, 1 - 1.25 * (1 - lowest) - 0.01) if lowest > 0.5 else 0.0
+    colours = [_BLUE if recall is not None and recall >= threshold else _ORANGE for recall in recalls]
+    axes.bar(range(len(recalls)), [bottom if recall is None else recall for recall in recalls], color=colours)
+    if len(recalls) <= _MOST_NAMES:
+        # At the foot of the bars: at their ends the lines would run through the figures.
+        size, rotation = (8, 0) if len(recalls) <= 12 else (7, 90)
+        for place, recall in enumerate(recalls):
+            text, colour = ("no images", "black") if recall is None else (f"{100 * recall:.1f}", "white")
+            height = bottom + 0.02 * (1 - bottom)
+            axes.text(place, height, text, ha="center", va="bottom", color=colour, fontsize=size, rotation=rotation)
+    axes.axhline(threshold, color=_ORANGE, linestyle="--", label=f"gate for the worst class, {threshold:.1%}")
+    axes.axhline(metrics.accuracy, color="black", linestyle=":", label=f"all test images, {metrics.accuracy:.2%}")
+    axes.set_ylim(bottom, 1 + 0.1 * (1 - bottom))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    _name_classes(axes, metrics, rows=False)
+    axes.set_xlabel("true class" if bottom == 0 else f"true class (the other axis begins at {bottom:.1%})")
     axes.set_ylabel("accuracy (recall)")
-    axes.legend(loc="lower right")
-    axes.margins(y=0.1)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
 
 
-def _training(figure: Figure, epochs: tuple[Epoch, ...], what: str) -> None:
+def _measured_axes(figure: Figure) -> Axes:
+    """Class names are of any length, so matplotlib measures them; that doubles the time of a picture."""
+    figure.set_layout_engine("constrained")
+    return figure.subplots()
+
+
+def _name_classes(axes: Axes, metrics: Metrics, *, rows: bool = True) -> None:
+    """Names at the ticks, on both axes unless `rows` is False; numbers where there are too many."""
+    names = [
+        label if len(label) <= _LONGEST_NAME else f"{label[: _LONGEST_NAME - 1]}…"
+        for label in (entry.label for entry in metrics.per_class)
+    ]
+    if len(names) > _MOST_NAMES:
+        return
+    upright = max(map(len, names)) <= 3
+    rotation, align = (0, "center") if upright else (45, "right")
+    axes.set_xticks(range(len(names)), names, rotation=rotation, ha=align, rotation_mode="anchor", parse_math=False)
+    if upright:
+        axes.tick_params("x", pad=8)
+    if rows:
+        axes.set_yticks(range(len(names)), names, parse_math=False)
+
+
+def _training(figure: Figure, epochs: Sequence[Epoch], what: str) -> None:
+    figure.subplots_adjust(left=0.1, right=0.97, bottom=0.12, top=0.92)
     axes = figure.subplots()
-    _epoch_lines(axes, epochs, what, (_BLUE, _ORANGE), ("-", "-"))
-    _epoch_axis(axes)
+    _epoch_lines(axes, epochs, "train", what, _BLUE, "-")
+    _epoch_lines(axes, epochs, "validation", what, _ORANGE, "--")
+    _epoch_axis(axes, epochs)
     axes.set_ylabel(what)
-    axes.grid(alpha=0.3)
     axes.legend()
 
 
-def _epochs(figure: Figure, epochs: tuple[Epoch, ...]) -> None:
-    left = figure.subplots()
-    right = left.twinx()
-    _epoch_lines(left, epochs, "loss", (_ORANGE, _ORANGE), ("-", "--"))
-    _epoch_lines(right, epochs, "accuracy", (_BLUE, _BLUE), ("-", "--"))
-    _epoch_axis(left)
-    _two_axes(figure, left, right)
+def _epochs(figure: Figure, epochs: Sequence[Epoch]) -> None:
+    left, right = _two_axes(figure)
+    for kind, style in (("train", "-"), ("validation", "--")):
+        _epoch_lines(left, epochs, kind, "loss", _ORANGE, style)
+        _epoch_lines(right, epochs, kind, "accuracy", _BLUE, style)
+    _epoch_axis(left, epochs)
+    left.set_ylim(bottom=0)
+    figure.legend(loc="lower center", ncols=4, frameon=False, fontsize=9)
 
 
-def _epoch_lines(
-    axes: Axes, epochs: tuple[Epoch, ...], what: str, colours: tuple[str, str], styles: tuple[str, str]
-) -> None:
-    numbers = [epoch.epoch for epoch in epochs]
-    for kind, colour, style in zip(("train", "validation"), colours, styles, strict=True):
-        values = [getattr(epoch, f"{kind}_{what}") for epoch in epochs]
-        if None not in values:
-            name = "training" if kind == "train" else kind
-            axes.plot(
-                numbers,
-                values,
-                color=colour,
-                linestyle=style,
-                label=f"{name} {what}",
-                linewidth=2,
-                marker="o",
-                markersize=5,
-            )
+def _epoch_lines(axes: Axes, epochs: Sequence[Epoch], kind: str, what: str, colour: str, style: str) -> None:
+    values = [getattr(epoch, f"{kind}_{what}") for epoch in epochs]
+    if None in values:
+        return
+    name = f"{'training' if kind == 'train' else kind} {what}"
+    # Many markers on one line hide it.
+    marker = "o" if len(epochs) <= 40 else ""
+    axes.plot([epoch.epoch for epoch in epochs], values, style, color=colour, label=name, marker=marker, markersize=4)
     if what == "accuracy":
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
 
 
-def _epoch_axis(axes: Axes) -> None:
+def _epoch_axis(axes: Axes, epochs: Sequence[Epoch]) -> None:
     axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
+    axes.set_xlim(epochs[0].epoch - 0.5, epochs[-1].epoch + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12, min_n_ticks=1))
+    axes.grid(alpha=0.3)
 
 
 def _batches(figure: Figure, series: BatchSeries) -> None:
-    """Each batch as a light line, the mean of its neighbours as a strong one."""
-    left = figure.subplots()
-    right = left.twinx()
+    """Batches as a light line, the running mean as a strong one."""
+    left, right = _two_axes(figure)
+    count = len(series.epoch)
+    width, step = max(1, count // 50), -(-count // _MOST_POINTS)
+    # A line through one point is not seen.
+    marker = "o" if count == 1 else ""
     for axes, values, colour, name in (
         (left, series.loss, _ORANGE, "loss"),
         (right, series.accuracy, _BLUE, "accuracy"),
     ):
-        width = max(1, len(values) // 50)
-        axes.plot(series.epoch, values, color=colour, alpha=0.25, linewidth=0.8)
-        smooth = np.convolve(values, np.ones(width) / width, mode="valid")
-        axes.plot(
-            series.epoch[width - 1 :], smooth, color=colour, linewidth=1.8, label=f"{name}, mean of {width} batches"
-        )
-    right.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+        axes.plot(series.epoch[::step], values[::step], color=colour, alpha=0.25, linewidth=0.8)
+        sums = np.cumsum([0.0, *values])
+        mean = (sums[width:] - sums[:-width]) / width
+        label = f"{name}, mean of {width} batches" if width > 1 else name
+        axes.plot(series.epoch[width - 1 :: step], mean[::step], color=colour, label=label, marker=marker)
+    right.yaxis.set_major_formatter(PercentFormatter(1))
     left.set_xlabel("epoch")
-    _two_axes(figure, left, right)
+    left.set_ylim(bottom=0)
+    left.grid(alpha=0.3)
+    figure.legend(loc="lower center", ncols=2, frameon=False)
 
 
-def _two_axes(figure: Figure, left: Axes, right: Axes) -> None:
+def _two_axes(figure: Figure) -> tuple[Axes, Axes]:
+    figure.subplots_adjust(left=0.1, right=0.89, bottom=0.19, top=0.92)
+    left = figure.subplots()
+    right = left.twinx()
     left.set_ylabel("loss", color=_ORANGE)
     right.set_ylabel("accuracy", color=_BLUE)
-    left.grid(alpha=0.3)
-    handles = [*left.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
-    right.legend(handles=handles, loc="center right")
+    return left, right

@@ -36,6 +36,7 @@ from pipeline.records import (
     Validated,
     Verified,
 )
+from pipeline.specs import MAX_BATCH_SIZE
 from pipeline.triton import history, model_config, repository
 
 NAME = "digits"
@@ -54,7 +55,7 @@ def make_source(folder: Path, labels: tuple[str, ...] = LABELS, shape: tuple[int
     (folder / "plots" / "loss.svg").write_bytes(os.urandom(100))
     (folder / "labels.txt").write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
     config = model_config.build(
-        name=NAME, backend="onnxruntime", shape=shape, classes=len(labels), max_batch_size=repository.MAX_BATCH_SIZE
+        name=NAME, backend="onnxruntime", shape=shape, classes=len(labels), max_batch_size=MAX_BATCH_SIZE
     )
     (folder / "config.pbtxt").write_text(model_config.to_text(config), encoding="utf-8")
     return folder
@@ -147,14 +148,10 @@ def _release(labels: tuple[str, ...]) -> repository.Release:
         name=NAME,
         created="2026-01-01T00:00:00+00:00",
         config=config,
-        code=CodeInfo(
-            revision=None, modified=False, python="3", platform="linux", cpu="cpu", threads=1, libraries={}
-        ),
+        code=CodeInfo(revision=None, modified=False, python="3", platform="linux", cpu="cpu", threads=1, libraries={}),
         data=data,
         trained=trained,
-        evaluated=Evaluated(
-            metrics=Metrics(images=1, loss=0.1, accuracy=1.0, per_class=(), confusion=()), seconds=1.0
-        ),
+        evaluated=Evaluated(metrics=Metrics(images=1, loss=0.1, accuracy=1.0, per_class=(), confusion=()), seconds=1.0),
         exported=Exported(files=()),
         verified=Verified(files=()),
         benchmarked=Benchmarked(files=()),
@@ -469,13 +466,8 @@ def disturb(step: int, mode: Mode) -> Callable[[], bool]:
         if event in CHANGES or (event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITES):
             changing()
 
-    real_fsync = os.fsync
-
-    def fsync(descriptor: int) -> None:  # has no audit event; what was written is in the file by now
-        changing()
-        real_fsync(descriptor)
-
-    os.fsync = fsync
+    if mode == "fail":  # a disk may also say so only now, and there is no audit event for it
+        os.fsync = lambda fd: changing()
     sys.addaudithook(hook)
     return lambda: count >= step
 
@@ -553,7 +545,7 @@ def test_a_publisher_killed_at_any_step_harms_nothing(
         status = publish_disturbed(copy, candidate, step, "kill", action, crossing)
         if os.WIFEXITED(status):
             assert os.WEXITSTATUS(status) == NOT_REACHED
-            assert step > 10, "there are fewer steps than the protocol has"
+            assert step > 5, "there are fewer steps than the protocol has"
             break
         assert os.WTERMSIG(status) == signal.SIGKILL
 
@@ -607,8 +599,7 @@ def test_a_disk_that_is_full_at_any_step_harms_nothing(
         assert_live_is_complete(copy, version)
         assert_clean(copy)
         shutil.rmtree(copy.parent)
-    # Some failures of tidying up are passed over, others not.
-    assert failed > 10 - 3 * (action == "rollback")
+    assert failed > 5
 
 
 @pytest.mark.parametrize("action", ["publish", "rollback"])

@@ -4,17 +4,19 @@ The models are tiny: one matrix, so that a row's answer says which row was asked
 """
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple
 
 import numpy as np
 import onnx
@@ -33,7 +35,11 @@ SHAPE = (2, 3, 4)
 # What a naive reader of "<value>:<index>:<label>" or of a path would trip over.
 LABELS = ("cat", "T-shirt/top", "a:b", "nuit d'été", "five six")
 MATRIX = np.random.default_rng(0).normal(0, 0.004, (24, len(LABELS))).astype(np.float32)
+MATRIX -= MATRIX.mean(axis=0)  # or one class would win for all images
 GOOD = ("by-onnxruntime", "by-pytorch")
+
+
+ModelFile = onnx.ModelProto | torch.nn.Module
 
 
 class Expected(NamedTuple):
@@ -43,6 +49,9 @@ class Expected(NamedTuple):
     output: str = "probabilities__0"
     batch: str | int = "batch"
     classes: int = len(LABELS)
+
+
+AGREEING = Expected()
 
 
 def images(rows: int, seed: int = 1) -> Images:
@@ -57,7 +66,7 @@ def expected(batch: Images, matrix: np.ndarray = MATRIX) -> Probabilities:
 
 
 def onnx_model(
-    matrix: np.ndarray = MATRIX, names: Expected = Expected(), ir_version: int = 10, opset: int = 20
+    matrix: np.ndarray = MATRIX, names: Expected = AGREEING, ir_version: int = 10, opset: int = 20
 ) -> onnx.ModelProto:
     graph = helper.make_graph(
         [
@@ -88,31 +97,31 @@ class OtherName(Tiny):
         return super().forward(picture)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit")
-def _trace(module: torch.nn.Module, path: Path) -> None:
-    import warnings
-
+def trace(module: torch.nn.Module, path: Path) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", message=r".*torch\.jit")  # deprecated, and what Triton wants
         traced = torch.jit.trace(module.eval(), torch.from_numpy(images(2)))
         torch.jit.save(traced, path)
 
 
 def add_version(
-    model: Path, version: int, backend: Literal["onnxruntime", "pytorch"], file: onnx.ModelProto | torch.nn.Module | None
+    model: Path, version: int, backend: Literal["onnxruntime", "pytorch"], file: ModelFile | None, instances: int = 0
 ) -> None:
-    """A version's folder, with its own config.pbtxt; without a model's file where that is None."""
+    """A version's folder, with its own config.pbtxt; without a model's file where that is None.
+
+    Zero instances means as many as Triton wants, which is two.
+    """
     folder = model / str(version)
     folder.mkdir(parents=True)
     (folder / "labels.txt").write_text("".join(f"{label}\n" for label in LABELS), encoding="utf-8")
-    own = model_config.build(
-        name=model.name, backend=backend, shape=SHAPE, classes=len(LABELS), max_batch_size=128
-    )
+    own = model_config.build(name=model.name, backend=backend, shape=SHAPE, classes=len(LABELS), max_batch_size=128)
+    if instances:
+        own.instance_group[0].count = instances
     (folder / "config.pbtxt").write_text(model_config.to_text(own), encoding="utf-8")
     if isinstance(file, onnx.ModelProto):
         onnx.save_model(file, folder / "model.onnx")
     elif file is not None:
-        _trace(file, folder / "model.pt")
+        trace(file, folder / "model.pt")
 
 
 def point_at(model: Path, version: int) -> None:
@@ -144,14 +153,17 @@ def wait_until(done: Callable[[], bool], seconds: float, what: str) -> None:
 
 
 # What the file of each bad model has, and what must stand in the server's reason.
-BAD: dict[str, tuple[onnx.ModelProto | torch.nn.Module | None, tuple[str, ...]]] = {
+BAD: dict[str, tuple[ModelFile | None, tuple[str, ...]]] = {
     "wrong-dims": (
         onnx_model(np.zeros((24, 7), np.float32), Expected(classes=7)),
         ("disagree on outputs", "TYPE_FP32 [-1, 7]", "TYPE_FP32 [-1, 5]"),
     ),
     "fixed-batch": (onnx_model(names=Expected(batch=1)), ("disagree on inputs", "[1, 2, 3, 4]", "[-1, 2, 3, 4]")),
     "wrong-input": (onnx_model(names=Expected(input="x")), ("disagree on inputs", "x TYPE_UINT8", "image TYPE_UINT8")),
-    "wrong-output": (onnx_model(names=Expected(output="y")), ("disagree on outputs", "y TYPE_FP32", "probabilities__0")),
+    "wrong-output": (
+        onnx_model(names=Expected(output="y")),
+        ("disagree on outputs", "y TYPE_FP32", "probabilities__0"),
+    ),
     "no-file": (None, ("model.onnx is missing",)),
     "new-ir": (onnx_model(ir_version=11), ("ONNX IR version 11: expected at most 10",)),
     "new-opset": (onnx_model(opset=22), ("ONNX opset 22: expected at most 21",)),
@@ -167,7 +179,7 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     add_version(repository / "by-onnxruntime", 3, "onnxruntime", onnx_model())
     add_version(repository / "by-pytorch", 3, "pytorch", Tiny(MATRIX))
     for name, (file, _) in BAD.items():
-        add_version(repository / name, 3, "pytorch" if name.startswith("torch") else "onnxruntime", file)
+        add_version(repository / name, 3, "pytorch" if name.startswith("torch") else "onnxruntime", file, instances=1)
     for model in repository.iterdir():
         point_at(model, 3)
     with running(options(repository, "explicit", *GOOD, *BAD)) as started:
@@ -260,3 +272,159 @@ def test_no_server_is_said_to_be_not_there() -> None:
             client.models(url)
         with pytest.raises(ServerError):
             client.classify_grpc(url, "digits", images(1))
+
+
+def test_polling_goes_live_after_one_rename_and_no_request_fails(tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    other = -MATRIX
+    add_version(repository / "digits", 1, "onnxruntime", onnx_model())
+    point_at(repository / "digits", 1)
+    batch = images(3)
+    before, after = expected(batch), expected(batch, other)
+    assert np.abs(before - after).max() > 0.1
+    with running(options(repository, "poll")) as started:
+        started.wait_live(time.monotonic() + 60)
+
+        def live() -> int:
+            answer = client.classify_http(started.http_url, "digits", batch)
+            for version, wanted in ((1, before), (2, after)):
+                if np.allclose(answer, wanted, atol=1e-5):
+                    return version
+            raise AssertionError("an answer of neither version")
+
+        wait_until(lambda: "READY" in {m.state for m in client.models(started.http_url)}, 30, "version 1 ready")
+        assert live() == 1
+        # More than one period: a version that is only there is not served.
+        add_version(repository / "digits", 2, "onnxruntime", onnx_model(other))
+        deadline = time.monotonic() + 1.5
+        while time.monotonic() < deadline:
+            assert live() == 1
+        point_at(repository / "digits", 2)
+        wait_until(lambda: live() == 2, 30, "version 2 live")
+        assert client.top_labels(started.http_url, "digits", batch) == [LABELS[i] for i in after.argmax(axis=1)]
+
+
+OWNER = """
+import sys, time
+from pathlib import Path
+from pipeline.triton.server import ServerOptions, running
+
+options = ServerOptions(Path(sys.argv[1]), Path(sys.argv[2]), "explicit", False, "127.0.0.1", 0, 0, 0, load=("digits",))
+with running(options) as server:
+    server.wait_live(time.monotonic() + 60)
+    print(server.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+def command_lines() -> dict[int, str]:
+    """Of all processes, by process id."""
+    lines = {}
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            lines[int(path.parent.name)] = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:  # ended meanwhile
+            continue
+    return lines
+
+
+@contextmanager
+def owner(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A process that runs a server, whose temporary folder is `tmp_path / "tmp"`; and its guard's id."""
+    repository = tmp_path / "models"
+    add_version(repository / "digits", 1, "onnxruntime", onnx_model())
+    point_at(repository / "digits", 1)
+    (tmp_path / "tmp").mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(repository), str(tmp_path / "triton.log")],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, "TMPDIR": str(tmp_path / "tmp")},
+    )
+    with process:
+        try:
+            assert process.stdout is not None
+            yield process, int(process.stdout.readline())
+        finally:
+            process.kill()
+
+
+@dataclass(frozen=True)
+class Left:
+    """What there is of a server, by the name of its guard's folder, which all of it carries."""
+
+    folder: Path
+
+    def processes(self, program: str = "") -> list[int]:
+        return [pid for pid, line in command_lines().items() if f"/{self.folder.name}" in line and program in line]
+
+    def shared_memory(self) -> list[str]:
+        return [path.name for path in Path("/dev/shm").glob(f"{self.folder.name}*")]
+
+    def folders(self) -> list[str]:
+        return [path.name for path in self.folder.parent.glob("*zoo-triton-*")]
+
+
+@pytest.fixture
+def server_of_other_process(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int, Left]]:
+    with owner(tmp_path) as (process, guard):
+        (folder,) = (tmp_path / "tmp").glob(f"zoo-triton-{guard}-*")
+        left = Left(folder)
+        # Or the tests would look for the wrong things.
+        assert len(left.processes("bin/tritonserver ")) == 1
+        assert left.processes("triton_python_backend_stub ")
+        assert left.shared_memory()
+        yield process, guard, left
+    # Where a test failed, the next ones shall not find this.
+    for name in left.shared_memory():
+        Path("/dev/shm", name).unlink()
+
+
+def assert_nothing_left(guard: int, left: Left) -> None:
+    wait_until(lambda: guard not in command_lines(), 20, "the guard has ended")
+    assert left.processes() == []
+    assert left.folders() == []
+    assert left.shared_memory() == []
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
+def test_nothing_outlives_an_owner_that_is_killed(
+    server_of_other_process: tuple[subprocess.Popen[str], int, Left], how: signal.Signals
+) -> None:
+    process, guard, left = server_of_other_process
+    process.send_signal(how)
+    process.wait(10)
+    assert_nothing_left(guard, left)
+
+
+def test_nothing_outlives_a_server_that_is_killed(
+    server_of_other_process: tuple[subprocess.Popen[str], int, Left],
+) -> None:
+    _, guard, left = server_of_other_process
+    (tritonserver,) = left.processes("bin/tritonserver ")
+    os.kill(tritonserver, signal.SIGKILL)
+    # The owner still lives and has not reaped its guard, which is a zombie without a command line.
+    wait_until(lambda: not command_lines().get(guard), 20, "the guard has ended")
+    assert_nothing_left(-1, left)
+
+
+def test_what_a_killed_guard_left_is_removed_by_the_next(
+    server_of_other_process: tuple[subprocess.Popen[str], int, Left], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process, guard, left = server_of_other_process
+    (tritonserver,) = left.processes("bin/tritonserver ")
+    for pid in (guard, tritonserver, *left.processes("triton_python_backend_stub ")):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.kill()
+    process.wait(10)
+    wait_until(lambda: left.processes() == [], 10, "all processes have ended")
+    assert left.folders() == [left.folder.name]
+    assert left.shared_memory()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "empty").mkdir()
+    with running(options(tmp_path / "empty", "explicit")) as started:
+        started.wait_live(time.monotonic() + 60)
+    assert left.folders() == []
+    assert left.shared_memory() == []

@@ -55,8 +55,7 @@ def card(inputs: CardInputs, folder: Path, *, visualizations: bool) -> Carded:
             folder / "model_card" / "plots",
             f"{inputs.trained.model_id} on {inputs.data.dataset_id}",
             metrics,
-            inputs.trained.epochs,
-            inputs.trained.batches,
+            inputs.trained,
             inputs.config.gates.min_per_class_accuracy,
         )
     environment = jinja2.Environment(
