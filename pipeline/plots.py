@@ -117,12 +117,14 @@ def _name_classes(axes: Axes, metrics: Metrics, *, rows: bool = True) -> None:
 
 
 def _training(figure: Figure, epochs: Sequence[Epoch], what: str) -> None:
-    figure.subplots_adjust(left=0.1, right=0.97, bottom=0.12, top=0.92)
+    figure.subplots_adjust(left=0.13, right=0.97, bottom=0.12, top=0.92)
     axes = figure.subplots()
     _epoch_lines(axes, epochs, "train", what, _BLUE, "-")
     _epoch_lines(axes, epochs, "validation", what, _ORANGE, "--")
     _epoch_axis(axes, epochs)
     axes.set_ylabel(what)
+    if what == "loss":
+        axes.set_ylim(bottom=0)
     axes.legend()
 
 
@@ -179,7 +181,7 @@ def _batches(figure: Figure, series: BatchSeries) -> None:
 
 
 def _two_axes(figure: Figure) -> tuple[Axes, Axes]:
-    figure.subplots_adjust(left=0.1, right=0.89, bottom=0.19, top=0.92)
+    figure.subplots_adjust(left=0.1, right=0.86, bottom=0.19, top=0.92)
     left = figure.subplots()
     right = left.twinx()
     left.set_ylabel("loss", color=_ORANGE)

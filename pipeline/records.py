@@ -243,7 +243,7 @@ class Gated(Record):
 
     @property
     def passed(self) -> bool:
-        return all(gate.passed for gate in self.gates)
+        return bool(self.gates) and all(gate.passed for gate in self.gates)
 
     @property
     def failed(self) -> tuple[Gate, ...]:
@@ -280,7 +280,7 @@ class Validated(Record):
     name: str
     version: int
     server: str
-    seconds_to_ready: float
+    seconds_to_load: float
     checks: tuple[Check, ...]
     log_tail: tuple[str, ...]
     hashes: dict[str, str]

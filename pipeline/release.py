@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -37,7 +37,7 @@ from pipeline.stages.gate import gate
 from pipeline.stages.prepare import check_fit, prepare, shape_of
 from pipeline.stages.publish import ReleaseInputs, publish
 from pipeline.stages.train import train
-from pipeline.stages.validate import validate
+from pipeline.stages.validate import starting_server, validate
 from pipeline.stages.verify import verify
 from pipeline.triton import repository
 
@@ -131,20 +131,23 @@ def _run(config: RunConfig, folder: RunFolder, outcome: Outcome) -> None:
             "gated",
             gate(exported, verified, benchmarked, config.judged_format, config.gates, config.default_gates),
         )
-    with outcome.stage("card"):
-        entry = registry.model(config.train.model_id)
-        inputs = CardInputs(
-            config, code, data, trained, evaluated, exported, verified, benchmarked, gated,
-            entry.TITLE, entry.DESCRIPTION, entry.REFERENCE,
-        )  # fmt: skip
-        carded = keep("carded", card(inputs, folder.root, visualizations=config.visualizations))
-    demand_gates(gated)
-    if config.judged_format != config.served_format:
-        return
-    with outcome.stage("assemble"):
-        assembled = keep("assembled", assemble(config, data, exported, carded, folder))
-    with outcome.stage("validate"):
-        validated = outcome.validated = keep("validated", validate(assembled, data.labels, folder))
+    # The server starts while the card is drawn.
+    wanted = gated.passed and config.judged_format == config.served_format
+    with starting_server(folder) if wanted else nullcontext() as server:
+        with outcome.stage("card"):
+            entry = registry.model(config.train.model_id)
+            inputs = CardInputs(
+                config, code, data, trained, evaluated, exported, verified, benchmarked, gated,
+                entry.TITLE, entry.DESCRIPTION, entry.REFERENCE,
+            )  # fmt: skip
+            carded = keep("carded", card(inputs, folder.root, visualizations=config.visualizations))
+        demand_gates(gated)
+        if not wanted:
+            return
+        with outcome.stage("assemble"):
+            assembled = keep("assembled", assemble(config, data, exported, carded, folder))
+        with outcome.stage("validate"):
+            validated = outcome.validated = keep("validated", validate(assembled, data.labels, folder, server))
     demand_verdict(validated)
     if config.publish:
         with outcome.stage("publish"):
@@ -161,7 +164,8 @@ def publish_run(folder: RunFolder, model_repository: Path) -> Published:
     assembled = Assembled.load(folder.record("assembled"))
     data = DataInfo.load(folder.record("data"))
     if not folder.record("validated").exists():
-        validate(assembled, data.labels, folder).save(folder.record("validated"))
+        with starting_server(folder) as server:
+            validate(assembled, data.labels, folder, server).save(folder.record("validated"))
     inputs = ReleaseInputs(
         config=RunConfig.load(folder.record("config")),
         code=CodeInfo.load(folder.record("code")),

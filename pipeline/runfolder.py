@@ -39,6 +39,11 @@ class RunFolder:
         """Some test images and what the served file answered to them."""
         return self.root / "records" / "golden.npz"
 
+    @property
+    def candidate(self) -> Path:
+        """A Triton repository with the one model that is to be released."""
+        return self.root / "candidate"
+
     def record(self, name: str) -> Path:
         return self.root / "records" / f"{name}.json"
 

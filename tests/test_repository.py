@@ -8,36 +8,43 @@ import errno
 import functools
 import json
 import os
+import resource
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import pytest
 
 from pipeline.config import Criterion, GateConfig, RunConfig, TrainConfig
-from pipeline.errors import FolderError, InputError, SignatureError, StorageError
+from pipeline.errors import FolderError, GateError, InputError, SignatureError, StorageError, VerdictError
 from pipeline.records import (
+    Assembled,
     BatchSeries,
     Benchmarked,
+    Check,
     CodeInfo,
     DataInfo,
     Evaluated,
     Exported,
+    Gate,
     Gated,
     Metrics,
+    Published,
     Trained,
     Validated,
     Verified,
 )
-from pipeline.specs import MAX_BATCH_SIZE
-from pipeline.triton import history, model_config, repository
+from pipeline.runfolder import RunFolder
+from pipeline.stages.publish import ReleaseInputs, publish
+from pipeline.triton import history, model_config, repository, storage
 
 NAME = "digits"
 SHAPE = (1, 4, 4)
@@ -54,9 +61,8 @@ def make_source(folder: Path, labels: tuple[str, ...] = LABELS, shape: tuple[int
     (folder / "model.onnx").write_bytes(os.urandom(2000))
     (folder / "plots" / "loss.svg").write_bytes(os.urandom(100))
     (folder / "labels.txt").write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
-    config = model_config.build(
-        name=NAME, backend="onnxruntime", shape=shape, classes=len(labels), max_batch_size=MAX_BATCH_SIZE
-    )
+    config = model_config.build(name=NAME, backend="onnxruntime", shape=shape, classes=len(labels), max_batch_size=128)
+    config.ClearField("model_warmup")  # only long to parse, and these tests parse a thousand times
     (folder / "config.pbtxt").write_text(model_config.to_text(config), encoding="utf-8")
     return folder
 
@@ -157,7 +163,7 @@ def _release(labels: tuple[str, ...]) -> repository.Release:
         benchmarked=Benchmarked(files=()),
         gated=Gated(served_format="onnx", gates=()),
         validated=Validated(
-            name=NAME, version=1, server="Triton", seconds_to_ready=1.0, checks=(), log_tail=(), hashes={}
+            name=NAME, version=1, server="Triton", seconds_to_load=1.0, checks=(), log_tail=(), hashes={}
         ),
         hashes={},
     )
@@ -244,13 +250,15 @@ def test_second_publish_becomes_version_2_and_leaves_version_1_alone(root: Path,
     assert tree(root / NAME / "1") == first
 
 
-def test_published_files_are_readable_by_the_servers_user(root: Path, candidate: Candidate) -> None:
+@pytest.mark.parametrize("crossing", [False, True])
+def test_published_files_are_readable_by_the_servers_user(root: Path, candidate: Candidate, crossing: bool) -> None:
     (candidate.source / "model.onnx").chmod(0o600)
     (candidate.source / "plots").chmod(0o700)
     previous = os.umask(0o077)
     try:
-        candidate.publish(root)
-        candidate.publish(root)
+        with other_file_system() if crossing else nullcontext():
+            candidate.publish(root)
+            candidate.publish(root)
     finally:
         os.umask(previous)
     modes = {path.stat().st_mode & 0o777 for path in (root / NAME).rglob("*") if path.is_file()}
@@ -477,7 +485,8 @@ def refuse_rename_from_staging() -> None:
     real_rename = os.rename
 
     def rename(source: Any, target: Any) -> None:
-        if ".staging" in str(source):
+        # As the kernel does: a target whose folder is missing is ENOENT also across file systems.
+        if ".staging" in str(source) and Path(target).parent.is_dir():
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(source))
         real_rename(source, target)
 
@@ -560,7 +569,7 @@ def test_a_publisher_killed_at_any_step_harms_nothing(
         promoted = [*range(1, before + 1)]
         if live == new:
             promoted = promoted[:-1] if action == "rollback" else [*promoted, new]
-        with other_file_system() if crossing else warnings.catch_warnings():
+        with other_file_system() if crossing else nullcontext():
             version, previous = candidate.publish(copy)
         assert previous == live
         assert version > max(before, live or 0)
@@ -667,27 +676,42 @@ def test_a_repository_on_another_file_system_than_its_staging_folder(root: Path,
     assert repository.rollback(root, NAME) == (2, 1)
 
 
-def test_a_full_disk_while_copying_changes_nothing(
-    root: Path, candidate: Candidate, monkeypatch: pytest.MonkeyPatch
+def test_a_repository_that_really_lies_on_another_file_system(
+    candidate: Candidate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def copytree(source: Path, target: Path) -> NoReturn:
-        target.mkdir(parents=True)
-        (target / "model.onnx").write_bytes(b"half")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == candidate.source.stat().st_dev:
+        pytest.skip("/dev/shm is no file system of its own here")
+    # As where the root is a mount: its parent cannot be written, so staging is beside the candidate.
+    monkeypatch.setattr(storage, "is_writable", lambda path: False)
+    with tempfile.TemporaryDirectory(dir=memory) as other:
+        root = Path(other, "models")
+        assert candidate.publish(root) == (1, None)
+        assert candidate.publish(root) == (2, 1)
+        assert_live_is_complete(root, 2)
+        assert_clean(root)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "copytree", copytree)
-        with pytest.raises(StorageError, match="No space left"):
-            candidate.publish(root)
-    assert tree(root.parent) == {root.name: None}
-    candidate.publish(root)
-    before = tree(root.parent)
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "copytree", copytree)
-        with pytest.raises(StorageError, match="nothing went live"):
-            candidate.publish(root)
-    assert tree(root.parent) == before
-    assert candidate.publish(root) == (2, 1)
+
+@pytest.fixture
+def no_large_files() -> Iterator[Callable[[], None]]:
+    """Once called, a file that grows past 1,500 bytes, as the model does, is an error of the system."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_disk_that_takes_no_more_while_copying_changes_nothing(
+    root: Path, candidate: Candidate, no_large_files: Callable[[], None], before: int
+) -> None:
+    root.mkdir()
+    for _ in range(before):
+        candidate.publish(root)
+    unchanged = tree(root.parent)
+    no_large_files()
+    with pytest.raises(StorageError, match=r"model\.onnx: File too large.*nothing went live"):
+        candidate.publish(root)
+    assert tree(root.parent) == unchanged
 
 
 def test_a_repository_that_is_a_file_is_refused(root: Path, candidate: Candidate) -> None:
@@ -696,6 +720,112 @@ def test_a_repository_that_is_a_file_is_refused(root: Path, candidate: Candidate
     root.write_bytes(b"")
     with pytest.raises(FolderError, match="--model-repository"):
         repository.check_writable(root)
+
+
+# The stages around it
+
+
+class Run:
+    """A run's folder with the assembled candidate of version 1, and the verdicts on it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = RunFolder(folder)
+        self.source = make_source(self.folder.candidate / NAME / "1")
+        hashes = repository.hashes(self.source)
+        self.release = _release(LABELS)
+        self.assembled = Assembled(name=NAME, version=1, root="candidate", served_format="onnx", hashes=hashes)
+        self.gate = Gate(
+            name="test accuracy",
+            measured=0.9,
+            relation=">=",
+            threshold=0.8,
+            unit="",
+            default_threshold=0.8,
+            passed=True,
+            detail="9 of 10",
+        )
+        self.check = Check(name="labels", passed=True, detail="3 of 3 agree")
+        self.validated = self.release.validated.model_copy(update={"checks": (self.check,), "hashes": hashes})
+
+    def publish(self, root: Path, *, gate_passed: bool = True, check_passed: bool = True) -> Published:
+        gates = (self.gate.model_copy(update={"passed": gate_passed}),)
+        checks = (self.check.model_copy(update={"passed": check_passed}),)
+        inputs = ReleaseInputs(**{name: getattr(self.release, name) for name in ReleaseInputs._fields})
+        return publish(
+            self.assembled,
+            Gated(served_format="onnx", gates=gates),
+            self.validated.model_copy(update={"checks": checks}),
+            inputs,
+            self.folder,
+            root,
+        )
+
+
+def test_the_published_version_is_the_validated_one_under_its_own_number(root: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    assert run.publish(root) == Published(name=NAME, version=1, previous=None, repository=str(root))
+    # The number moved on since the candidate was assembled; its files did not.
+    assert run.publish(root).version == 2
+    found = repository.hashes(root / NAME / "2")
+    assert found.keys() - {"release.json"} == run.assembled.hashes.keys()
+    assert run.assembled.hashes.items() <= found.items()
+    assert_live_is_complete(root, 2)
+    assert repository.release(root, NAME, 2).validated.hashes == run.assembled.hashes
+
+
+def test_a_refused_verdict_leaves_the_repository_as_it_was(root: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    with pytest.raises(GateError):
+        run.publish(root, gate_passed=False)
+    assert not root.exists()
+    run.publish(root)
+    before = tree(root)
+    with pytest.raises(GateError, match=r"test accuracy is 0\.9"):
+        run.publish(root, gate_passed=False)
+    with pytest.raises(VerdictError, match="labels: 3 of 3 agree"):
+        run.publish(root, check_passed=False)
+    assert tree(root) == before
+
+
+@pytest.mark.parametrize("file", ["model.onnx", "added"])
+def test_a_candidate_altered_since_its_validation_is_refused(root: Path, tmp_path: Path, file: str) -> None:
+    run = Run(tmp_path / "run")
+    with (run.source / file).open("ab") as opened:
+        opened.write(b"x")
+    with pytest.raises(InputError, match=f"{file} is not the file that was validated"):
+        run.publish(root)
+    assert not root.exists()
+
+
+@pytest.mark.parametrize(("shape", "labels"), [((3, 4, 4), LABELS), (SHAPE, LABELS[::-1])])
+def test_another_signature_is_refused_at_publishing(
+    root: Path, tmp_path: Path, candidate: Candidate, shape: tuple[int, int, int], labels: tuple[str, ...]
+) -> None:
+    candidate.publish(root)
+    before = tree(root)
+    source = make_source(tmp_path / "other", labels, shape)
+    with pytest.raises(SignatureError, match="--release-name"):
+        repository.publish_version(root, NAME, source, release_json(source, labels))
+    assert tree(root) == before
+
+
+def test_a_version_of_another_pipeline_can_be_rolled_back_to(root: Path, candidate: Candidate) -> None:
+    """Its release.json has other fields than this pipeline's."""
+    content = json.dumps({"schema": 0, "hashes": repository.hashes(candidate.source)}).encode()
+    repository.publish_version(root, NAME, candidate.source, content)
+    candidate.publish(root)
+    assert repository.rollback(root, NAME) == (2, 1)
+
+
+def test_a_release_json_that_lists_altered_files_is_refused(root: Path, candidate: Candidate) -> None:
+    candidate.publish(root)
+    version = root / NAME / "1"
+    (version / "model.onnx").write_bytes(b"another")
+    found = repository.hashes(version)
+    del found["release.json"]
+    (version / "release.json").write_text(json.dumps({"hashes": found}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"release\.json is not as it was released"):
+        repository.verify_version(root, NAME, 1)
 
 
 # History

@@ -16,10 +16,9 @@ _FILES: dict[Format, str] = {"onnx": "model.onnx", "torchscript": "model.pt", "p
 def assemble(config: RunConfig, data: DataInfo, exported: Exported, carded: Carded, folder: RunFolder) -> Assembled:
     """`candidate/<name>/config.pbtxt` and `candidate/<name>/<N>/` with every file of the version but release.json.
 
-    SignatureError where the name is live with other inputs, outputs or labels.
+    The number is the one that a publish would take now; it may take another.
     """
-    name, root = config.release_name, folder.root / "candidate"
-    repository.check_signature(config.model_repository, name, data.shape, data.labels)
+    name, root = config.release_name, folder.candidate
     number = repository.next_version(config.model_repository, name)
     shutil.rmtree(root, ignore_errors=True)
     version = root / name / str(number)
@@ -29,7 +28,7 @@ def assemble(config: RunConfig, data: DataInfo, exported: Exported, carded: Card
     _copy_card(folder.root, carded, version)
     shutil.copy(folder.metrics, version / "metrics.json")
     shutil.copy(folder.golden, version / "golden.npz")
-    (version / repository.LABELS).write_text("".join(f"{label}\n" for label in data.labels), encoding="utf-8")
+    (version / repository.LABELS).write_text(repository.labels_text(data.labels), encoding="utf-8")
     own = model_config.build(
         name=name,
         backend="onnxruntime" if config.served_format == "onnx" else "pytorch",
@@ -42,7 +41,7 @@ def assemble(config: RunConfig, data: DataInfo, exported: Exported, carded: Card
     return Assembled(
         name=name,
         version=number,
-        root="candidate",
+        root=folder.relative(root),
         served_format=config.served_format,
         hashes=repository.hashes(version),
     )

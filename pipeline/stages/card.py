@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
@@ -17,18 +17,25 @@ from pipeline.records import (
     DataInfo,
     Evaluated,
     Exported,
+    Gate,
     Gated,
     Metrics,
     Trained,
     Verified,
+    VerifiedFile,
 )
 from pipeline.specs import INPUT, MAX_BATCH_SIZE, OUTPUT
 
 _TEMPLATES = Path(__file__).parent.parent / "templates"
 _MOST_CONFUSIONS = 10
+# Fewer test images than this leave an interval that is wider than what models usually differ by.
+_SMALL_TEST_SET = 2000
+_UNKNOWN = "not measurable"
 
 
 class CardInputs(NamedTuple):
+    """The records of a run; `title`, `description` and `reference` are the model entry's own."""
+
     config: RunConfig
     code: CodeInfo
     data: DataInfo
@@ -48,40 +55,63 @@ def card(inputs: CardInputs, folder: Path, *, visualizations: bool) -> Carded:
 
     The sections are those of Mitchell et al. 2019, Model Cards for Model Reporting, arXiv:1810.03993.
     """
-    metrics = next(file.metrics for file in inputs.verified.files if file.format == inputs.gated.served_format)
+    judged = next(file for file in inputs.verified.files if file.format == inputs.gated.served_format)
     plots: tuple[str, ...] = ()
     if visualizations:
         plots = draw(
             folder / "model_card" / "plots",
             f"{inputs.trained.model_id} on {inputs.data.dataset_id}",
-            metrics,
+            judged.metrics,
             inputs.trained,
             inputs.config.gates.min_per_class_accuracy,
         )
+    path = folder / "model_card" / f"{inputs.data.short_name}_model_card.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(_text(inputs, judged, plots), encoding="utf-8")
+    return Carded(card=path.relative_to(folder).as_posix(), plots=tuple(f"model_card/plots/{name}" for name in plots))
+
+
+def _text(inputs: CardInputs, judged: VerifiedFile, plots: Sequence[str]) -> str:
+    metrics = judged.metrics
+    verified = {file.format: file for file in inputs.verified.files}
+    benchmarked = {file.format: file for file in inputs.benchmarked.files}
+    return (
+        _environment()
+        .get_template("model_card.md.jinja")
+        .render(
+            **inputs._asdict(),
+            metadata=_metadata(inputs, metrics),
+            judged=judged,
+            is_served=judged.format == inputs.config.served_format,
+            metrics=metrics,
+            settings=inputs.config.train.readable(),
+            plots=plots,
+            interval=_wilson_interval(metrics.accuracy, metrics.images),
+            small_test_set=_SMALL_TEST_SET,
+            smallest=min((entry.images for entry in metrics.per_class if entry.images), default=0),
+            empty=[entry.label for entry in metrics.per_class if not entry.images],
+            confusions=_confusions(metrics),
+            files=[(file, verified[file.format], benchmarked[file.format]) for file in inputs.exported.files],
+            input=INPUT,
+            output=OUTPUT,
+            max_batch_size=MAX_BATCH_SIZE,
+        )
+    )
+
+
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        # The card is Markdown, not HTML.
         autoescape=False,
     )
-    environment.filters["cell"] = _cell
-    text = environment.get_template("model_card.md.jinja").render(
-        **inputs._asdict(),
-        metadata=_metadata(inputs, metrics),
-        metrics=metrics,
-        settings=inputs.config.train.readable(),
-        plots=[f"plots/{name}" for name in plots],
-        interval=_wilson_interval(metrics.accuracy, metrics.images),
-        confusions=_confusions(metrics),
-        files=list(zip(inputs.exported.files, inputs.verified.files, inputs.benchmarked.files, strict=True)),
-        tensor={"input": INPUT, "output": OUTPUT, "max_batch_size": MAX_BATCH_SIZE},
-    )
-    path = folder / "model_card" / f"{inputs.data.short_name}_model_card.md"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    return Carded(card=path.relative_to(folder).as_posix(), plots=tuple(f"model_card/plots/{name}" for name in plots))
+    environment.filters.update(cell=_cell, number=_number, percent=_percent, significant=_significant)
+    environment.tests["lowered"] = _is_lowered
+    return environment
 
 
 def _metadata(inputs: CardInputs, metrics: Metrics) -> str:
@@ -90,7 +120,7 @@ def _metadata(inputs: CardInputs, metrics: Metrics) -> str:
         license="mit",
         library_name="triton",
         pipeline_tag="image-classification",
-        tags=["image-classification", "triton", "onnx", "pytorch"],
+        tags=["image-classification", "triton", *inputs.config.export_formats],
         datasets=[inputs.data.short_name],
         metrics=["accuracy"],
         model_name=inputs.config.release_name,
@@ -129,6 +159,26 @@ def _confusions(metrics: Metrics) -> Sequence[tuple[str, str, int]]:
     return sorted(errors, key=lambda error: -error[2])[:_MOST_CONFUSIONS]
 
 
-def _cell(value: Any) -> str:
+def _is_lowered(gate: Gate) -> bool:
+    """Whether the gate lets more through than it would by default."""
+    if gate.relation == ">=":
+        return gate.threshold < gate.default_threshold
+    return gate.threshold > gate.default_threshold
+
+
+def _cell(value: object) -> str:
     """Text for a cell of a Markdown table."""
     return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _number(value: float | None, digits: int) -> str:
+    return _UNKNOWN if value is None or not math.isfinite(value) else f"{value:,.{digits}f}"
+
+
+def _percent(share: float | None) -> str:
+    return _UNKNOWN if share is None or not math.isfinite(share) else f"{100 * share:.2f} %"
+
+
+def _significant(value: float) -> str:
+    """Enough digits to see on which side of a threshold a value lies."""
+    return f"{value:.6g}" if math.isfinite(value) else _UNKNOWN

@@ -42,18 +42,17 @@ def publish(
 ) -> Published:
     """A new version in the repository, live. Refused verdicts change nothing there.
 
-    InputError where the candidate's files are not those that were validated.
+    GateError or VerdictError names what failed; InputError names a file that is not the one that was
+    validated; SignatureError where the name is live with other inputs, outputs or labels.
     """
     if not gated.passed:
-        raise GateError(f"{assembled.name} is not published: {', '.join(gate.name for gate in gated.failed)} failed")
+        failed = "; ".join(gate.sentence() for gate in gated.failed)
+        raise GateError(f"{assembled.name} is not published: {failed}; train a better model")
     if not validated.passed:
-        raise VerdictError(f"{assembled.name} is not published: {validated.server} refused it")
+        failed = "; ".join(f"{check.name}: {check.detail}" for check in validated.checks if not check.passed)
+        raise VerdictError(f"{assembled.name} is not published: {validated.server} refused it: {failed or 'no checks'}")
     source = folder.root / assembled.root / assembled.name / str(assembled.version)
-    found = repository.hashes(source)
-    for path in sorted(found.keys() | validated.hashes.keys()):
-        if not found.get(path) == assembled.hashes.get(path) == validated.hashes.get(path):
-            raise InputError(f"{source / path} is not the file that was validated: run bin/train on this folder again")
-    repository.check_signature(root, assembled.name, inputs.data.shape, inputs.data.labels)
+    _demand_same_files(source, assembled, validated)
     release = repository.Release(
         name=assembled.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -66,6 +65,13 @@ def publish(
     content = release.model_dump_json(indent=2).encode() + b"\n"
     version, previous = repository.publish_version(root, assembled.name, source, content)
     return Published(name=assembled.name, version=version, previous=previous, repository=str(root))
+
+
+def _demand_same_files(source: Path, assembled: Assembled, validated: Validated) -> None:
+    found = repository.hashes(source)
+    for path in sorted(found.keys() | assembled.hashes.keys() | validated.hashes.keys()):
+        if not found.get(path) == assembled.hashes.get(path) == validated.hashes.get(path):
+            raise InputError(f"{source / path} is not the file that was validated: run bin/train on this folder again")
 
 
 def _without_series(trained: Trained) -> Trained:

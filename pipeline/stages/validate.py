@@ -1,62 +1,76 @@
 """Let a real Triton server load the assembled model, ask it, and hold its answers against the recorded ones."""
 
-import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
+from pipeline.errors import ServerError
 from pipeline.records import Assembled, Check, Validated
 from pipeline.runfolder import RunFolder
 from pipeline.specs import MAX_BATCH_SIZE, Images, Probabilities
 from pipeline.triton import client
-from pipeline.triton.server import Server, ServerOptions, running
-
-_log = logging.getLogger(__name__)
+from pipeline.triton.server import Server, ServerOptions, running, unavailable
 
 _BATCH_SIZES = (1, 3, MAX_BATCH_SIZE)
 _TOLERANCE = 1e-3  # of a probability: the same file on another runtime, not another network
 _SECONDS_TO_LIVE = 120
-_SECONDS_TO_LOAD = 60
 
 
-def validate(assembled: Assembled, labels: tuple[str, ...], folder: RunFolder) -> Validated:
-    """The verdict is a record, also a bad one. ServerError where no server can be had."""
-    log_file = folder.root / "triton.log"
+@contextmanager
+def starting_server(folder: RunFolder) -> Iterator[Server | None]:
+    """A server without models that starts while other stages work; None where none can run here."""
+    if unavailable():
+        yield None
+        return
+    root = folder.candidate
+    root.mkdir(exist_ok=True)
     options = ServerOptions(
-        repository=folder.root / assembled.root,
-        log_file=log_file,
+        repository=root,
+        log_file=folder.root / "triton.log",
         control="explicit",
         exit_on_error=False,
         http_port=0,
         grpc_port=0,
         metrics_port=0,
-        load=(assembled.name,),
+        drain_seconds=0,
     )
-    started = time.monotonic()
     with running(options) as server:
-        server.wait_live(started + _SECONDS_TO_LIVE)
-        loaded = _load_check(server, assembled)
-        seconds = time.monotonic() - started
-        checks = (loaded, *_answer_checks(server, assembled, labels, folder)) if loaded.passed else (loaded,)
-        return Validated(
-            name=assembled.name,
-            version=assembled.version,
-            server=f"Triton {server.version} (embedded)",
-            seconds_to_ready=seconds,
-            checks=checks,
-            log_tail=() if all(check.passed for check in checks) else tuple(server.log_tail().splitlines()),
-            hashes=assembled.hashes,
+        yield server
+
+
+def validate(assembled: Assembled, labels: tuple[str, ...], folder: RunFolder, server: Server | None) -> Validated:
+    """The verdict is a record, also a bad one. ServerError where no server can be had."""
+    if server is None:
+        raise ServerError(
+            f"not validated and so not published: {unavailable()}; on a host that can, run "
+            f"bin/zoo publish --run {folder.root}"
         )
+    server.wait_live(time.monotonic() + _SECONDS_TO_LIVE)
+    started = time.monotonic()
+    loaded = _load_check(server, assembled)
+    seconds = time.monotonic() - started
+    checks = (loaded, *_answer_checks(server, assembled, labels, folder)) if loaded.passed else (loaded,)
+    return Validated(
+        name=assembled.name,
+        version=assembled.version,
+        server=f"Triton {server.version} (embedded)",
+        seconds_to_load=seconds,
+        checks=checks,
+        log_tail=() if all(check.passed for check in checks) else tuple(server.log_tail().splitlines()),
+        hashes=assembled.hashes,
+    )
 
 
 def _load_check(server: Server, assembled: Assembled) -> Check:
-    deadline = time.monotonic() + _SECONDS_TO_LOAD
-    while True:
-        states = {(name, version): (state, reason) for name, version, state, reason in client.models(server.http_url)}
-        state, reason = states.get((assembled.name, str(assembled.version)), ("UNKNOWN", "not in the server's index"))
-        if state != "LOADING" or time.monotonic() > deadline:
-            return Check(name="loads", passed=state == "READY", detail=reason or state)
-        time.sleep(0.05)
+    try:
+        client.load_model(server.http_url, assembled.name)
+    except ServerError as error:
+        return Check(name="loads", passed=False, detail=str(error))
+    ready = (assembled.name, str(assembled.version), "READY", "")
+    index = client.models(server.http_url)
+    return Check(name="loads", passed=ready in index, detail=f"version {assembled.version}")
 
 
 def _answer_checks(

@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.errors import ServerError
 from pipeline.specs import INPUT, OUTPUT, Images, Probabilities
 
-_TIMEOUT_SECONDS = 30.0
+_TIMEOUT_SECONDS = 60.0
 
 
 class Classify(Protocol):
@@ -48,6 +48,14 @@ def top_labels(url: str, model: str, images: Images) -> list[str]:
         answer = client.infer(model, [_input(http, images)], outputs=[output]).as_numpy(OUTPUT)
     # Each entry is "<value>:<index>:<label>".
     return [entry.decode().split(":", 2)[2] for entry in answer.ravel()]
+
+
+def load_model(url: str, model: str) -> None:
+    """Have a server under explicit control load a model; ServerError gives Triton's reason where it cannot."""
+    from tritonclient import http
+
+    with _server(model), http.InferenceServerClient(url, network_timeout=_TIMEOUT_SECONDS) as client:
+        client.load_model(model)
 
 
 def models(url: str) -> list[ModelState]:

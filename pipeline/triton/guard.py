@@ -1,6 +1,6 @@
 """Stands between a program and the Triton server it started, so that nothing outlives the program.
 
-    python -I -S guard.py TEMPORARY PYTHON_BACKEND STUB BACKENDS TRITONSERVER [ARGUMENT ...]
+    python -I -S guard.py TEMPORARY PYTHON_BACKEND STUB BACKENDS STOP_SECONDS TRITONSERVER [ARGUMENT ...]
 
 Standard input is a pipe whose other end only the program holds. When it closes (the program ended
 or was killed), or on SIGTERM or SIGINT, the server is stopped. Whatever ended the server, its Python
@@ -22,7 +22,6 @@ from pathlib import Path
 
 SHARED_MEMORY = Path("/dev/shm")
 NAME_PREFIX = "zoo-triton-"
-STOP_SECONDS = 10.0
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -30,7 +29,7 @@ PR_SET_CHILD_SUBREAPER = 36
 
 def remove(folder: Path) -> None:
     """Remove what a server left: shared memory that carries its folder's name, then the folder."""
-    for region in SHARED_MEMORY.glob(f"{folder.name}_*"):
+    for region in SHARED_MEMORY.glob(f"{folder.name}*"):
         region.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -102,11 +101,11 @@ def wait_for_end_or_stop(server: int, signals: int) -> None:
             return
 
 
-def stop(server: int) -> int:
-    """Stop the server, then all that is left of its group; return its exit status."""
-    if not has_ended(server):
+def stop(server: int, seconds: float) -> int:
+    """Give the server so long to end by itself, then kill what is left of its group; return its exit status."""
+    if seconds and not has_ended(server):
         os.kill(server, signal.SIGTERM)
-    deadline = time.monotonic() + STOP_SECONDS
+    deadline = time.monotonic() + seconds
     while not has_ended(server) and time.monotonic() < deadline:
         time.sleep(0.01)
     os.killpg(server, signal.SIGKILL)
@@ -118,7 +117,7 @@ def stop(server: int) -> int:
         return status if status >= 0 else 128 - status
 
 
-def main(temporary: str, python_backend: str, stub: str, backends: str, *command: str) -> int:
+def main(temporary: str, python_backend: str, stub: str, backends: str, stop_seconds: str, *command: str) -> int:
     """Run the server until it, or the program that wants it, ends; return the server's status."""
     signals, wake = os.pipe()
     os.set_blocking(wake, False)
@@ -138,7 +137,7 @@ def main(temporary: str, python_backend: str, stub: str, backends: str, *command
             ]
         )
         wait_for_end_or_stop(server, signals)
-        return stop(server)
+        return stop(server, float(stop_seconds))
     finally:
         remove(folder)
 

@@ -41,10 +41,17 @@ def intent(action: Action, name: str, version: int, previous: int | None, releas
         name=name,
         version=version,
         previous=previous,
-        who=f"{getpass.getuser()}@{socket.gethostname()}",
+        who=f"{_user()}@{socket.gethostname()}",
         when=datetime.now(UTC).isoformat(timespec="seconds"),
         release_sha256=release_sha256,
     )
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user need not have a name
+        return str(os.getuid())
 
 
 def append(root: Path, event: Event) -> None:

@@ -36,14 +36,16 @@ OLDEST_GLIBC = (2, 35)
 # A line of Triton's log that begins with E, for error: "E1121 01:52:32.362396 5247 file.cc:42] ...".
 ERROR_LINE = re.compile(r"^E\d{4} \S+ +\d+ \S+\] *(.+)$", re.MULTILINE)
 
-# How long Triton may finish running requests; the guard kills it some seconds later.
-EXIT_TIMEOUT_SECONDS = 5
-STOP_SECONDS = guard.STOP_SECONDS + 5
+# Triton's own end takes some seconds more than its requests; after these the guard kills it.
+_SECONDS_TO_END = 5
 
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """What to serve and where. A port of 0 means a free one; `load` is for explicit control only."""
+    """What to serve and where. A port of 0 means a free one; `load` is for explicit control only.
+
+    At its end, requests that run may go on for `drain_seconds`; 0 kills the server at once.
+    """
 
     repository: Path
     log_file: Path
@@ -54,6 +56,7 @@ class ServerOptions:
     grpc_port: int = 8001
     metrics_port: int = 8002
     poll_seconds: int = 1
+    drain_seconds: int = 5
     load: tuple[str, ...] = ()
 
 
@@ -155,7 +158,9 @@ def running(options: ServerOptions) -> Iterator[Server]:
         raise ServerError(f"{reason}; use the stock image of Triton there")
     ports = _free_ports(options)
     command = [sys.executable, "-I", "-S", guard.__file__]
-    command += map(str, [tempfile.gettempdir(), TRITON / "backends" / "python", STUB, PACKAGE / "backends", BINARY])
+    stop_seconds = options.drain_seconds and options.drain_seconds + _SECONDS_TO_END
+    folders = [tempfile.gettempdir(), TRITON / "backends" / "python", STUB, PACKAGE / "backends"]
+    command += map(str, [*folders, stop_seconds, BINARY])
     command += _arguments(options, *ports)
     try:
         with options.log_file.open("wb") as log:
@@ -174,14 +179,14 @@ def running(options: ServerOptions) -> Iterator[Server]:
     try:
         yield Server(http_url, grpc_url, metrics_url, options.log_file, process)
     finally:
-        _stop(process)
+        _stop(process, stop_seconds + _SECONDS_TO_END)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _stop(process: subprocess.Popen[bytes], seconds: float) -> None:
     assert process.stdin is not None
     process.stdin.close()  # tells the guard to stop the server
     try:
-        process.wait(STOP_SECONDS)
+        process.wait(seconds)
     finally:
         process.kill()
         process.wait()
@@ -221,7 +226,7 @@ def _arguments(options: ServerOptions, http_port: int, grpc_port: int, metrics_p
         f"--model-control-mode={options.control}",
         "--disable-auto-complete-config",
         f"--exit-on-error={str(options.exit_on_error).lower()}",
-        f"--exit-timeout-secs={EXIT_TIMEOUT_SECONDS}",
+        f"--exit-timeout-secs={options.drain_seconds}",
         f"--http-address={options.host}",
         f"--http-port={http_port}",
         f"--grpc-address={options.host}",

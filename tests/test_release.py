@@ -1,0 +1,204 @@
+"""From a command to a version that a real Triton server answers for."""
+
+import hashlib
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import NAME, Workplace, environment, run_command
+
+from pipeline.errors import ServerError
+from pipeline.triton import client, repository
+
+RUN_FILES = [
+    "pipeline.log",
+    "logs/metrics.json",
+    "models/digits_model.pth",
+    "models/digits_model.onnx",
+    "models/digits_model.pt",
+    "model_card/digits_model_card.md",
+    *(
+        f"model_card/plots/{name}.png"
+        for name in (
+            "confusion_matrix",
+            "per_class_accuracy",
+            "training_accuracy",
+            "training_loss",
+            "batch_metrics",
+            "epoch_metrics",
+        )
+    ),
+]
+
+
+def tree(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def workplace(released: Workplace, tmp_path: Path) -> Workplace:
+    """A copy of the release that a test may change; its training is finished and is not done again."""
+    shutil.copytree(released.folder, tmp_path / "copy")
+    return Workplace(tmp_path / "copy", released.output)
+
+
+def train_again(workplace: Workplace, *flags: str) -> subprocess.CompletedProcess[str]:
+    return run_command(
+        "train", "--dataset-id", "digits_v1", "--epochs", "6", "--output-dir", "run", *flags, cwd=workplace.folder
+    )
+
+
+def test_run_folder_holds_what_the_specification_lists(released: Workplace) -> None:
+    assert [name for name in RUN_FILES if not (released.run / name).is_file()] == []
+
+
+def test_the_version_is_complete_live_and_unaltered(released: Workplace) -> None:
+    assert repository.names(released.repository) == [NAME]
+    assert repository.live_version(released.repository, NAME) == 1
+    repository.verify_version(released.repository, NAME, 1)
+    release = repository.release(released.repository, NAME, 1)
+    assert release.gated.passed
+    assert release.validated.passed
+    assert release.validated.server.startswith("Triton 2.")
+    labels = (released.repository / NAME / "1" / "labels.txt").read_text().splitlines()
+    assert labels == [str(digit) for digit in range(10)]
+
+
+def test_the_last_lines_say_what_was_released_and_how_to_use_it(released: Workplace) -> None:
+    for text in (f"released {NAME} version 1", "accuracy", "bin/serve", "bin/infer", "seconds", "recipe", "flag"):
+        assert text in released.output
+
+
+def test_accuracy_in_metrics_is_what_the_served_file_answers(released: Workplace) -> None:
+    metrics = json.loads((released.run / "logs" / "metrics.json").read_text())
+    assert [file["format"] for file in metrics["verified"]["files"]] == ["pytorch", "onnx", "torchscript"]
+    assert all(file["agreement"] == 1.0 for file in metrics["verified"]["files"])
+    assert metrics["test"]["accuracy"] >= 0.97
+
+
+@pytest.fixture
+def server(workplace: Workplace) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+    """`bin/serve` on free ports: the process, its HTTP and its gRPC address."""
+    command = [sys.executable, "-m", "pipeline", "serve", "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+    process = subprocess.Popen(command, cwd=workplace.folder, env=environment(), stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        found = re.search(r"HTTP (\S+), gRPC (\S+)", process.stdout.readline())
+        assert found
+        yield process, found[1], found[2]
+    finally:
+        process.terminate()
+        process.wait(30)
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def wait_for_version(url: str, version: int, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while (NAME, str(version), "READY", "") not in client.models(url):
+        assert time.monotonic() < deadline, client.models(url)
+        time.sleep(0.1)
+
+
+def test_served_published_again_rolled_back_and_stopped(
+    workplace: Workplace, server: tuple[subprocess.Popen[str], str, str]
+) -> None:
+    process, http, grpc = server
+    with np.load(workplace.repository / NAME / "1" / "golden.npz") as golden:
+        images, expected = golden["images"], golden["probabilities"]
+    for answers in (client.classify_http(http, NAME, images), client.classify_grpc(grpc, NAME, images)):
+        np.testing.assert_allclose(answers, expected, atol=1e-4)
+
+    asked = run_command("infer", "--url", http, "--seed", "3", cwd=workplace.folder)
+    assert asked.returncode == 0, asked.stderr
+    assert "answered by the server" in asked.stdout
+    pictures = list((workplace.folder / "results").glob("*.png"))
+    assert len(pictures) == 5
+    assert all(re.fullmatch(r"predicted_\d_\d+\.png", picture.name) for picture in pictures)
+
+    published = run_command("zoo", "publish", "--run", "run", cwd=workplace.folder)
+    assert published.returncode == 0, published.stderr
+    wait_for_version(http, 2, 5)
+    back = run_command("zoo", "rollback", NAME, cwd=workplace.folder)
+    assert back.returncode == 0, back.stderr
+    wait_for_version(http, 1, 5)
+
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 143
+    with pytest.raises(ServerError):
+        client.models(http)
+
+
+def test_without_a_server_the_released_file_answers(workplace: Workplace) -> None:
+    asked = run_command("infer", "--url", "127.0.0.1:1", "--count", "2", cwd=workplace.folder)
+    assert asked.returncode == 0, asked.stderr
+    assert "model.onnx" in asked.stdout
+    assert len(list((workplace.folder / "results").glob("predicted_*_*.png"))) == 2
+
+
+def test_a_refused_candidate_changes_nothing(workplace: Workplace) -> None:
+    before = tree(workplace.repository)
+    refused = train_again(
+        workplace, "--max-model-size-mb", "0.001", "--max-inference-time-ms", "0.000001", "--skip-visualizations"
+    )
+    assert refused.returncode == 3
+    assert "model size is" in refused.stderr
+    assert "inference time is" in refused.stderr
+    assert "test accuracy is" not in refused.stderr
+    assert tree(workplace.repository) == before
+    publish = run_command("zoo", "publish", "--run", "run", cwd=workplace.folder)
+    assert publish.returncode == 3
+    assert tree(workplace.repository) == before
+
+
+def test_torchscript_is_served_under_another_name(workplace: Workplace) -> None:
+    done = train_again(
+        workplace, "--served-format", "torchscript", "--release-name", "digits-script", "--skip-visualizations"
+    )
+    assert done.returncode == 0, done.stderr
+    assert 'backend: "pytorch"' in (workplace.repository / "digits-script" / "config.pbtxt").read_text()
+
+
+def test_no_publish_judges_and_says_how_to_publish(workplace: Workplace) -> None:
+    before = tree(workplace.repository)
+    done = train_again(workplace, "--no-publish", "--skip-visualizations")
+    assert done.returncode == 0, done.stderr
+    assert "bin/zoo publish --run run" in done.stdout
+    assert tree(workplace.repository) == before
+    # The plots of the earlier run must not be taken for this one's.
+    assert "plots/" not in (workplace.run / "model_card" / "digits_model_card.md").read_text()
+
+
+@pytest.mark.parametrize("flag", ["--dry-run", "--skip-export"])
+def test_nothing_is_judged_or_published(flag: str, tmp_path: Path) -> None:
+    done = run_command("train", "--dataset-id", "digits_v1", "--epochs", "1", flag, "--output-dir", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "nothing was judged or published" in done.stdout
+    assert not (tmp_path / "model_repository").exists()
+
+
+def test_without_mnist_a_plain_run_takes_the_digits_and_says_so(tmp_path: Path) -> None:
+    done = run_command("train", "--dry-run", "--data-dir", "nothing", "--output-dir", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "embedded digits_v1" in done.stderr
+    assert "embedded digits_v1" in done.stdout
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_data_set_that_is_named_is_never_replaced(tmp_path: Path) -> None:
+    done = run_command("train", "--dataset-id", "mnist_v1", "--data-dir", "nothing", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--data-dir" in done.stderr
+    assert "digits_v1" in done.stderr
