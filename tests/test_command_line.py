@@ -1,0 +1,166 @@
+"""The command line: its surface is frozen, its errors are one line, and nothing is left after one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import NAME, ROOT, Workplace, environment, run_command
+
+from pipeline import cli, options
+
+SURFACE = """
+-h --help --model-id --dataset-id --data-dir --output-dir --image-size --criterion-id --optimizer-id --scheduler-id
+--epochs --batch-size --learning-rate --lr --weight-decay --label-smoothing --gradient-clip-norm --gamma
+--validation-fraction --early-stopping-patience --seed --test-batch-size --log-interval --save-model --no-save-model
+--resume --no-resume --dry-run --device --no-cuda --no-mps --trainer --num-processes --export-format --export_format
+--skip-export --skip-visualizations --min-test-accuracy --min-per-class-accuracy --max-model-size-mb
+--max-inference-time-ms --served-format --model-repository --release-name --no-publish -q --quiet --debug
+"""
+
+
+def test_the_flags_of_train_are_frozen() -> None:
+    command = cli._commands.commands["train"]
+    context = command.context_class(command)
+    found = {name for parameter in command.get_params(context) for name in (*parameter.opts, *parameter.secondary_opts)}
+    assert found | {"-h", "--help"} == set(SURFACE.split())
+
+
+def test_general_defaults_are_frozen() -> None:
+    expected = {
+        "epochs": 5,
+        "batch_size": 64,
+        "learning_rate": 0.001,
+        "optimizer_id": "adam",
+        "criteria": ("nll",),
+        "gamma": 0.7,
+        "seed": 1,
+        "log_interval": 10,
+        "test_batch_size": 1000,
+        "min_test_accuracy": 0.97,
+        "min_per_class_accuracy": 0.90,
+        "max_model_size_mb": 10.0,
+        "max_inference_time_ms": 50.0,
+    }
+    assert {name: options.DEFAULTS[name] for name in expected} == expected
+
+
+def test_help_is_grouped_and_loads_nothing_slow() -> None:
+    code = (
+        "import sys\nfrom pipeline import cli\n"
+        "command = cli._commands.commands['train']\n"
+        "print(command.get_help(command.context_class(command)))\n"
+        "slow = {'torch', 'numpy', 'pydantic', 'matplotlib', 'onnx', 'tritonclient'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {slow}' if slow else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for group in ("What to train:", "Training:", "Device:", "Export:", "Gates:", "Release:", "Output:"):
+        assert group in done.stdout
+
+
+def test_the_reference_is_up_to_date() -> None:
+    assert (ROOT / "doc" / "Cli.md").read_text(encoding="utf-8") == cli._reference()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model-id", "mnist_cn_v1"], "did you mean mnist_"),
+        (["--model-id", "../../x"], "unknown model"),
+        (["--dataset-id", "mnist"], "unknown data set"),
+        (["--dataset-id", "digits_v1", "--optimizer-id", "adm"], "unknown optimizer"),
+        (["--dataset-id", "digits_v1", "--criterion-id", "nll:-1"], "above 0"),
+        (["--min-test-accuracy", "1.5"], "0<=x<=1"),
+        (["--min-per-class-accuracy", "nan"], "finite"),
+        (["--epochs", "0"], "x>=1"),
+        (["--batch-size", "-3"], "x>=1"),
+        (["--dataset-id", "digits_v1", "--batch-size", "5000"], "1293 training images"),
+        (["--dataset-id", "digits_v1", "--release-name", "../x"], "--release-name"),
+        (["--dataset-id", "digits_v1", "--export-format", "pytorch"], "--export-format onnx"),
+        (["--dataset-id", "digits_v1", "--output-dir", "file/run"], "--output-dir"),
+        (["--dataset-id", "digits_v1", "--model-repository", "file"], "--model-repository"),
+        (["--dataset-id", "digits_v1", "--model-id", "mnist_fcn_v1", "--image-size", "100"], "at most 4096"),
+        (["--epoch", "3"], "--epochs"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(arguments: list[str], said: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    run = [] if "--output-dir" in arguments else ["--output-dir", str(tmp_path / "run")]
+    done = run_command("train", *arguments, *run, cwd=tmp_path)
+    assert done.returncode == 2
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert said in errors[0]
+    assert "Traceback" not in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} <= {"file", "run"}
+
+
+def test_a_loss_that_is_no_number_is_refused_with_status_3(tmp_path: Path) -> None:
+    done = run_command(
+        "train",
+        "--dataset-id",
+        "digits_v1",
+        "--optimizer-id",
+        "sgd",
+        "--lr",
+        "1e30",
+        "--output-dir",
+        "run",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 3
+    assert "loss became" in done.stderr
+    assert not (tmp_path / "model_repository").exists()
+
+
+def test_a_damaged_checkpoint_is_refused(released: Workplace, tmp_path: Path) -> None:
+    path = tmp_path / "run" / "checkpoints" / "last.pt"
+    path.parent.mkdir(parents=True)
+    content = (released.run / "checkpoints" / "last.pt").read_bytes()
+    path.write_bytes(content[:5000] + bytes([content[5000] ^ 1]) + content[5001:])
+    done = run_command("train", "--dataset-id", "digits_v1", "--epochs", "6", "--output-dir", "run", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--no-resume" in done.stderr
+
+
+def test_a_name_that_is_live_with_other_inputs_is_refused_before_training(released: Workplace, tmp_path: Path) -> None:
+    done = run_command(
+        "train", "--dataset-id", "digits_v1", "--image-size", "32", "--release-name", NAME,
+        "--model-repository", str(released.repository), "--output-dir", "run", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "--release-name" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_port_in_use_is_named(released: Workplace) -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = run_command("serve", "--http-port", str(port), cwd=released.folder)
+    assert done.returncode == 4
+    assert f"port {port}" in done.stderr
+
+
+def test_flag_environment_dotenv_recipe_and_default(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("MODEL_REPOSITORY='from dotenv'\nDATA_DIR=unused\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", "train", "--dataset-id", "digits_v1", "--epochs", "1", "--dry-run"],
+        cwd=tmp_path,
+        env={**environment(), "DATA_DIR": "from environment", "OUTPUT_DIR": "run"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    shown = {line.split()[0]: " ".join(line.split()[1:]) for line in done.stderr.splitlines() if line.startswith("  ")}
+    assert shown["epochs"] == "1 flag"
+    assert shown["data_dir"] == "from environment environment"
+    assert shown["model_repository"] == "from dotenv .env"
+    assert shown["learning_rate"] == "0.01 recipe"
+    assert shown["gamma"] == "0.7 default"
+    assert (tmp_path / "run").is_dir()

@@ -1,0 +1,199 @@
+"""The engine: resumed as if never stopped, alike from one seed, honest about bad checkpoints and numbers."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics as reference
+
+from pipeline import metrics, registry
+from pipeline.config import Criterion, TrainConfig
+from pipeline.errors import CheckpointError, NonFiniteLossError
+from pipeline.served import build_network
+from pipeline.specs import OptimizerOptions, Prepared, Split
+from pipeline.stages.prepare import prepare
+from pipeline.training import checkpoint
+from pipeline.training.batches import Batches, Normalise
+from pipeline.training.loop import Training
+
+CONFIG = TrainConfig(
+    model_id="mnist_convnet_v1",  # it has dropout, which also must be drawn again alike
+    dataset_id="digits_v1",
+    image_size=None,
+    criteria=(Criterion(loss_id="nll"),),
+    optimizer_id="adam",
+    scheduler_id="none",
+    epochs=4,
+    batch_size=64,
+    learning_rate=0.003,
+    weight_decay=0.0,
+    betas=(0.9, 0.999),
+    momentum=0.9,
+    gamma=0.7,
+    label_smoothing=0.0,
+    gradient_clip_norm=0.0,
+    augmentation="shift",
+    validation_fraction=0.1,
+    early_stopping_patience=0,
+    seed=1,
+)
+IDENTITY = {"seed": 1}
+
+
+@pytest.fixture(scope="module")
+def digits() -> Prepared:
+    return prepare(CONFIG, Path(), fallback=False)
+
+
+def training(digits: Prepared, **changes: Any) -> Training:
+    config = CONFIG.model_copy(update=changes)
+    few = Split(digits.train.images[:320], digits.train.labels[:320])
+    network = build_network(config.model_id, digits.info, config.seed)
+    normalise = Normalise(digits.info.mean, digits.info.std)
+    return Training(network, normalise, (few, digits.validation), config, torch.device("cpu"), log_interval=2)
+
+
+def weights_after(run: Training) -> str:
+    run.run(lambda: None)
+    return checkpoint.weights_sha256(run.network)
+
+
+@pytest.mark.parametrize(("optimizer_id", "scheduler_id"), [("adam", "none"), ("sgd", "step"), ("adamw", "one_cycle")])
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
+    digits: Prepared, tmp_path: Path, optimizer_id: str, scheduler_id: str
+) -> None:
+    changes = {"optimizer_id": optimizer_id, "scheduler_id": scheduler_id}
+    whole = training(digits, **changes)
+    expected = weights_after(whole)
+
+    path = tmp_path / "last.pt"
+    stopped = training(digits, **changes)
+
+    def save_and_stop() -> None:
+        stopped.save(path, IDENTITY)
+        if len(stopped.progress.epochs) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run(save_and_stop)
+    resumed = training(digits, **changes)
+    assert resumed.restore(path, IDENTITY)
+    assert len(resumed.progress.epochs) == 2
+    assert weights_after(resumed) == expected
+    assert resumed.progress.batches == whole.progress.batches
+
+
+def test_the_seed_decides(digits: Prepared) -> None:
+    first, second = (weights_after(training(digits, epochs=1)) for _ in range(2))
+    assert first == second
+    assert weights_after(training(digits, epochs=1, seed=2)) != first
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: content[:99] + b"?" + content[100:]])
+def test_a_damaged_checkpoint_is_refused(digits: Prepared, tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    path = tmp_path / "last.pt"
+    training(digits).save(path, IDENTITY)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(CheckpointError, match="damaged"):
+        training(digits).restore(path, IDENTITY)
+
+
+def test_a_checkpoint_of_another_run_is_refused_by_name(digits: Prepared, tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    training(digits).save(path, IDENTITY)
+    with pytest.raises(CheckpointError, match="seed was 1 and is now 2"):
+        training(digits).restore(path, {"seed": 2})
+
+
+def test_more_epochs_go_on_only_where_the_schedule_stays_the_same(digits: Prepared, tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    for scheduler_id in ("none", "one_cycle"):
+        short = training(digits, epochs=1, scheduler_id=scheduler_id)
+        short.run(lambda run=short: run.save(path, IDENTITY))  # type: ignore[misc]
+        longer = training(digits, epochs=2, scheduler_id=scheduler_id)
+        if scheduler_id == "none":
+            assert longer.restore(path, IDENTITY)
+        else:
+            with pytest.raises(CheckpointError, match="cannot be made one of 2"):
+                longer.restore(path, IDENTITY)
+
+
+def test_a_loss_that_is_no_number_stops_and_names_the_batch(digits: Prepared) -> None:
+    with pytest.raises(NonFiniteLossError, match=r"batch \d+ of epoch 1"):
+        training(digits, optimizer_id="sgd", learning_rate=1e30).run(lambda: None)
+
+
+def test_early_stopping_restores_the_best_epoch(digits: Prepared) -> None:
+    run = training(digits, epochs=30, learning_rate=0.03, early_stopping_patience=2)
+    progress = run.run(lambda: None)
+    assert progress.stopped_early
+    losses = [epoch.validation_loss for epoch in progress.epochs if epoch.validation_loss is not None]
+    assert progress.best_epoch == losses.index(min(losses)) + 1 == len(losses) - 2
+    assert run._validate()[0] == pytest.approx(min(losses), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss_id", registry.ids("losses"))
+def test_each_loss_falls(digits: Prepared, loss_id: str) -> None:
+    progress = training(digits, epochs=3, criteria=(Criterion(loss_id=loss_id, weight=2.0),)).run(lambda: None)
+    assert progress.epochs[-1].train_loss < progress.epochs[0].train_loss
+
+
+@pytest.mark.parametrize("optimizer_id", registry.ids("optimizers"))
+def test_each_optimizer_finds_the_bottom_of_a_bowl(optimizer_id: str) -> None:
+    point = torch.nn.Parameter(torch.tensor([3.0, -2.0]))
+    groups = [{"params": [point], "weight_decay": 0.0}]
+    optimizer = registry.optimizer(optimizer_id).build(groups, 0.05, OptimizerOptions((0.9, 0.999), 0.9))
+    for _ in range(300):
+        optimizer.zero_grad()
+        point.square().sum().backward()
+        optimizer.step()
+    assert point.detach().abs().max() < 0.05
+
+
+@pytest.mark.parametrize("scheduler_id", registry.ids("schedules"))
+def test_each_schedule_stays_between_zero_and_the_peak(scheduler_id: str) -> None:
+    schedule = registry.schedule(scheduler_id)
+    factors = [schedule.factor(step, 10, 100, 0.7) for step in range(100)]
+    assert all(0 < factor <= 1 for factor in factors)
+    assert max(factors) == 1
+    assert (factors[-1] < 0.05) == (scheduler_id != "none")
+
+
+@pytest.mark.parametrize("augmentation", ["none", "shift", "flip"])
+def test_every_image_comes_once_an_epoch(digits: Prepared, augmentation: Any) -> None:
+    split = Split(digits.train.images[:100], np.arange(100))
+    batches = Batches(split, augmentation, 32, torch.device("cpu"))
+    drawn = list(batches.epoch(torch.Generator().manual_seed(0)))
+    assert len(drawn) == len(batches) == 4
+    assert sorted(torch.cat([labels for _, labels in drawn]).tolist()) == list(range(100))
+    padded = np.pad(split.images, ((0, 0), (0, 0), (2, 2), (2, 2)))
+    for images, labels in drawn:
+        for image, index in zip(images.numpy(), labels.tolist(), strict=True):
+            original = split.images[index]
+            allowed = [original]
+            if augmentation == "flip":
+                allowed.append(original[..., ::-1])
+            if augmentation == "shift":
+                allowed = [padded[index][:, y : y + 28, x : x + 28] for y in range(5) for x in range(5)]
+            assert any(np.array_equal(image, candidate) for candidate in allowed)
+
+
+def test_measures_are_those_of_scikit_learn() -> None:
+    generator = np.random.default_rng(0)
+    probabilities = generator.dirichlet(np.ones(4), size=500).astype(np.float32)
+    labels = generator.integers(0, 4, 500)
+    measured = metrics.measure(probabilities, labels, ("a", "b", "c", "d"))
+    answers = probabilities.argmax(axis=1)
+    exact = probabilities.astype(np.float64)
+    exact /= exact.sum(axis=1, keepdims=True)
+    precision, recall, f1, support = reference.precision_recall_fscore_support(labels, answers)
+    assert measured.accuracy == reference.accuracy_score(labels, answers)
+    assert measured.loss == pytest.approx(reference.log_loss(labels, exact), rel=1e-4)
+    assert np.array_equal(measured.confusion, reference.confusion_matrix(labels, answers))
+    for index, entry in enumerate(measured.per_class):
+        assert (entry.precision, entry.recall, entry.f1, entry.images) == pytest.approx(
+            (precision[index], recall[index], f1[index], support[index])
+        )
