@@ -35,6 +35,10 @@ def train(prepared: Prepared, config: RunConfig, folder: RunFolder) -> Result:
     data = prepared.info
     network = build_network(config.train.model_id, data, config.train.seed)
     layers = _layers(network, data)
+    _log.info("%s on %s", config.train.model_id, config.train.dataset_id)
+    for layer in layers:
+        shape = "x".join(map(str, layer.output_shape))
+        _log.info("  %-24s %-28s %s", layer.kind, shape, f"{layer.parameters:,} parameters")
     training = Training(
         network,
         Normalise(data.mean, data.std),
