@@ -10,6 +10,7 @@ import pytest
 from huggingface_hub import ModelCard, ModelCardData
 from matplotlib.image import imread
 from numpy.typing import NDArray
+from tritonclient.http import InferenceServerClient
 
 from pipeline.config import Criterion, GateConfig, RunConfig, TrainConfig
 from pipeline.records import (
@@ -329,7 +330,6 @@ def test_fallback_is_said(tmp_path: Path) -> None:
 
 
 def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    http = pytest.importorskip("tritonclient.http")
     asked = []
 
     class Answer:
@@ -341,7 +341,7 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         asked.append((model, inputs[0].name(), inputs[0].datatype(), tuple(inputs[0].shape())))
         return Answer()
 
-    monkeypatch.setattr(http.InferenceServerClient, "infer", infer)
+    monkeypatch.setattr(InferenceServerClient, "infer", infer)
     (example,) = re.findall(r"```python\n(.*?)```", write(tmp_path, make_inputs()), flags=re.DOTALL)
     exec(compile(example, "example", "exec"), {})
     assert asked == [("mnist_cnn_v1-digits_v1", "image", "UINT8", (1, 1, 28, 28))]

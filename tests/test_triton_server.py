@@ -26,10 +26,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.errors import PortInUseError, ServerError
 from pipeline.specs import Images, Probabilities
-from pipeline.triton import client, model_config, server
+from pipeline.triton import client, model_config
 from pipeline.triton.server import Server, ServerOptions, running
-
-pytestmark = pytest.mark.skipif(server.unavailable() is not None, reason=server.unavailable() or "")
 
 SHAPE = (2, 3, 4)
 # What a naive reader of "<value>:<index>:<label>" or of a path would trip over.
