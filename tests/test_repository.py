@@ -692,24 +692,30 @@ def test_a_repository_that_really_lies_on_another_file_system(
         assert_clean(root)
 
 
-@pytest.fixture
-def no_large_files() -> Iterator[Callable[[], None]]:
-    """Once called, a file that grows past 1,500 bytes, as the model does, is an error of the system."""
+@contextmanager
+def no_large_files() -> Iterator[None]:
+    """In the block, a file that grows past 1,500 bytes, as the model does, is an error of the system.
+
+    No longer than that: pytest itself may be writing into a larger file.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("before", [0, 1])
-def test_a_disk_that_takes_no_more_while_copying_changes_nothing(
-    root: Path, candidate: Candidate, no_large_files: Callable[[], None], before: int
-) -> None:
+def test_a_disk_that_takes_no_more_while_copying_changes_nothing(root: Path, candidate: Candidate, before: int) -> None:
     root.mkdir()
     for _ in range(before):
         candidate.publish(root)
     unchanged = tree(root.parent)
-    no_large_files()
-    with pytest.raises(StorageError, match=r"model\.onnx: File too large.*nothing went live"):
+    with (
+        pytest.raises(StorageError, match=r"model\.onnx: File too large.*nothing went live"),
+        no_large_files(),
+    ):
         candidate.publish(root)
     assert tree(root.parent) == unchanged
 
