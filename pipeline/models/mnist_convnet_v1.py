@@ -13,7 +13,7 @@ DESCRIPTION = (
 REFERENCE = "LeCun et al. 1998, Gradient-based learning applied to document recognition, doi:10.1109/5.726791"
 
 _BY_DATASET = {
-    "digits_v1": Recipe(epochs=30, learning_rate=0.005, scheduler_id="one_cycle"),
+    "digits_v1": Recipe(epochs=60, batch_size=32, learning_rate=0.01, scheduler_id="one_cycle", augmentation="shift"),
     "mnist_v1": Recipe(learning_rate=0.003, scheduler_id="one_cycle"),
 }
 
