@@ -1,8 +1,5 @@
 """ONNX: one file that every ONNX Runtime in Triton's images since 24.10 loads, with a free batch size."""
 
-import contextlib
-import io
-import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -27,26 +24,19 @@ _HIGHEST_OPSET = 20
 
 
 def export(served: nn.Module, example: Tensor, path: Path) -> dict[str, str | int]:
-    """`example` holds two images or more: a batch of one would be taken for a constant."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        program = torch.onnx.export(
+    """Traced, like TorchScript: the exporter that captures by torch.export takes 30 times as long for the same graph."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.onnx.export(
             served,
             (example,),
-            dynamo=True,
+            path,
+            dynamo=False,
             input_names=[INPUT],
             output_names=[OUTPUT],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
             opset_version=_HIGHEST_OPSET,
-            external_data=False,
-            verbose=False,
         )
-    assert program is not None
-    model = program.model_proto
-    _strip(model)
-    model.ir_version = min(model.ir_version, _HIGHEST_IR)
-    onnx.save_model(model, path)
     return _checked(path)
 
 
@@ -60,25 +50,6 @@ def open(path: Path, build: Callable[[], nn.Module]) -> Runner:
         return probabilities
 
     return run
-
-
-def _strip(model: onnx.ModelProto) -> None:
-    """Take out what the exporter notes of the source: absolute paths, which differ by checkout."""
-    model.doc_string = ""
-    del model.metadata_props[:]
-    graph = model.graph
-    graph.doc_string = ""
-    for item in (
-        graph,
-        *graph.node,
-        *graph.input,
-        *graph.output,
-        *graph.value_info,
-        *graph.initializer,
-        *model.functions,
-    ):
-        item.doc_string = ""
-        del item.metadata_props[:]
 
 
 def _checked(path: Path) -> dict[str, str | int]:

@@ -52,14 +52,16 @@ class SmallCnn(Classifier):
         super().__init__()
         channels, height, width = shape
         self.features = nn.Sequential(
-            *_block(channels, 16, kernel=5, stride=2),
+            nn.Conv2d(channels, 16, 5, stride=2, bias=False),
+            nn.BatchNorm2d(16),
+            nn.ReLU(inplace=True),
             *_block(16, 32, pool=True),
             *_block(32, 64),
             *_block(64, 64, pool=True),
             nn.Flatten(),
         )
-        # The stem halves and rounds up, each pooling halves and rounds down.
-        sides = [((side + 1) // 2) // 2 // 2 for side in (height, width)]
+        # The stem leaves 12 of 28 pixels, which halve twice without a rest; each pooling rounds down.
+        sides = [((side - 5) // 2 + 1) // 2 // 2 for side in (height, width)]
         self.classifier = nn.Linear(64 * sides[0] * sides[1], classes)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -67,8 +69,8 @@ class SmallCnn(Classifier):
         return scores
 
 
-def _block(inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1, pool: bool = False) -> list[nn.Module]:
+def _block(inputs: int, outputs: int, *, pool: bool = False) -> list[nn.Module]:
     """Convolution, pooling, batch norm, ReLU: pooling before the norm leaves it a quarter of the work."""
-    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+    convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
     pooling: list[nn.Module] = [nn.MaxPool2d(2)] if pool else []
     return [convolution, *pooling, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
