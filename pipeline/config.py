@@ -33,6 +33,7 @@ class Recipe(Record):
     """
 
     epochs: int | None = None
+    max_steps: int | None = None
     batch_size: int | None = None
     learning_rate: float | None = None
     criteria: tuple[Criterion, ...] | None = None
@@ -49,7 +50,7 @@ class Recipe(Record):
 class TrainConfig(Record):
     """Everything that decides what a run's weights are; a run folder is resumed only with an equal one.
 
-    `epochs` is the total, `batch_size` the global batch.
+    `epochs` is the total, `batch_size` the global batch; `max_steps` ends the run earlier, also within an epoch.
     """
 
     model_id: str
@@ -71,6 +72,7 @@ class TrainConfig(Record):
     validation_fraction: float
     early_stopping_patience: int
     seed: int
+    max_steps: int | None = None
 
     def readable(self) -> dict[str, str]:
         """Each value that is set, as a person would write it."""

@@ -20,6 +20,7 @@ DEFAULTS: dict[str, Any] = {
     "optimizer_id": "adam",
     "scheduler_id": "none",
     "epochs": 5,
+    "max_steps": None,
     "batch_size": 64,
     "learning_rate": 0.001,
     "weight_decay": 0.0,
@@ -111,6 +112,11 @@ TRAIN = (
         _recipe("--optimizer-id", kind=str, text="Optimizer"),
         _recipe("--scheduler-id", kind=str, text="Learning-rate schedule"),
         _recipe("--epochs", kind=COUNT, text="Passes over the training images, in all"),
+        cloup.option(
+            "--max-steps",
+            type=COUNT,
+            help="End after so many steps, even within an epoch [default: the recipe's, unless --epochs is given]",
+        ),
         _recipe("--batch-size", kind=COUNT, text="Images per step"),
         cloup.option(
             "--learning-rate",

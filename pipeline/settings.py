@@ -35,9 +35,11 @@ def configure(flags: Mapping[str, Any], dataset_id: str, *, fallback: bool, star
     """
     model = registry.model(flags["model_id"])
     registry.dataset(dataset_id)
-    recipe = model.recipe(dataset_id)
+    recipe = model.recipe(dataset_id).model_dump(exclude_none=True)
+    if flags["epochs"] is not None:
+        recipe.pop("max_steps", None)
     given = {**flags, "criteria": tuple(flags["criterion_id"]) or None}
-    values = resolve(given, recipe.model_dump(exclude_none=True), DEFAULTS, read_dotenv(Path(".env")))
+    values = resolve(given, recipe, DEFAULTS, read_dotenv(Path(".env")))
     criteria = _criteria(values["criteria"].value)
     for criterion in criteria:
         registry.loss(criterion.loss_id)

@@ -2,16 +2,18 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from conftest import NAME, ROOT, Workplace, environment, run_command
 
 from pipeline import cli, options
+from pipeline.settings import configure
 
 SURFACE = """
 -h --help --model-id --dataset-id --data-dir --output-dir --image-size --criterion-id --optimizer-id --scheduler-id
---epochs --batch-size --learning-rate --lr --weight-decay --label-smoothing --gradient-clip-norm --gamma
+--epochs --max-steps --batch-size --learning-rate --lr --weight-decay --label-smoothing --gradient-clip-norm --gamma
 --validation-fraction --early-stopping-patience --seed --test-batch-size --log-interval --save-model --no-save-model
 --resume --no-resume --dry-run --device --no-cuda --no-mps --trainer --num-processes --export-format --export_format
 --skip-export --skip-visualizations --min-test-accuracy --min-per-class-accuracy --max-model-size-mb
@@ -144,6 +146,17 @@ def test_a_port_in_use_is_named(released: Workplace) -> None:
         done = run_command("serve", "--http-port", str(port), cwd=released.folder)
     assert done.returncode == 4
     assert f"port {port}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "epochs", "max_steps"), [([], 1, 235), (["--epochs", "2"], 2, None), (["--max-steps", "9"], 1, 9)]
+)
+def test_the_recipes_steps_yield_to_epochs_that_were_typed(
+    typed: list[str], epochs: int, max_steps: int | None
+) -> None:
+    flags = cli._train.make_context("train", ["--model-id", "mnist_cnn_fast_v1", *typed]).params
+    config = configure({**flags, "model_id_given": True}, "mnist_v1", fallback=False, started=time.localtime())
+    assert (config.train.epochs, config.train.max_steps) == (epochs, max_steps)
 
 
 def test_flag_environment_dotenv_recipe_and_default(tmp_path: Path) -> None:

@@ -121,6 +121,19 @@ def test_more_epochs_go_on_only_where_the_schedule_stays_the_same(digits: Prepar
                 longer.restore(path, IDENTITY)
 
 
+@pytest.mark.parametrize(("max_steps", "steps"), [(3, [3]), (7, [5, 2]), (99, [5, 5])])
+def test_max_steps_ends_a_run_within_an_epoch_and_its_schedule_with_it(
+    digits: Prepared, max_steps: int, steps: list[int]
+) -> None:
+    run = training(digits, epochs=2, scheduler_id="one_cycle", max_steps=max_steps)
+    progress = run.run(lambda: None)
+    done = [int(np.ceil(row[0])) for row in progress.batches]
+    assert [done.count(epoch + 1) for epoch in range(len(progress.epochs))] == steps
+    assert progress.images_seen == 64 * sum(steps)
+    factors = [row[3] / CONFIG.learning_rate for row in progress.batches]
+    assert factors == [pytest.approx(run.schedule.factor(step, 5, sum(steps), 0)) for step in range(sum(steps))]
+
+
 def test_a_loss_that_is_no_number_stops_and_names_the_batch(digits: Prepared) -> None:
     with pytest.raises(NonFiniteLossError, match=r"batch \d+ of epoch 1"):
         training(digits, optimizer_id="sgd", learning_rate=1e30).run(lambda: None)

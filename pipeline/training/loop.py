@@ -71,6 +71,8 @@ class Training:
         self.log_interval = log_interval
         self.batch_limit = batch_limit
         self.steps_per_epoch = min(len(self.batches), batch_limit or len(self.batches))
+        whole = self.steps_per_epoch * config.epochs
+        self.total_steps = min(whole, config.max_steps or whole)
         self.optimizer = registry.optimizer(config.optimizer_id).build(
             _parameter_groups(network, config.weight_decay),
             config.learning_rate,
@@ -81,9 +83,9 @@ class Training:
         self.progress = Progress()
 
     def run(self, save: Callable[[], None]) -> Progress:
-        """Train up to `config.epochs`, calling `save` after each epoch."""
+        """Train up to `config.epochs` or `config.max_steps`, calling `save` after each epoch."""
         progress = self.progress
-        while len(progress.epochs) < self.config.epochs and not progress.stopped_early:
+        while len(progress.epochs) * self.steps_per_epoch < self.total_steps and not progress.stopped_early:
             progress.epochs.append(self._epoch(len(progress.epochs)))
             self._keep_best()
             save()
@@ -98,13 +100,14 @@ class Training:
         self.network.train()
         rows: list[Tensor] = []
         first = len(self.progress.batches)
-        with console.progress(f"epoch {epoch + 1}/{self.config.epochs}", self.steps_per_epoch) as advance:
+        steps = min(self.steps_per_epoch, self.total_steps - epoch * self.steps_per_epoch)
+        with console.progress(f"epoch {epoch + 1}/{self.config.epochs}", steps) as advance:
             for index, (images, labels) in enumerate(self.batches.epoch(generator)):
-                if index == self.batch_limit:
+                if index == steps:
                     break
                 rows.append(self._step(images, labels, epoch * self.steps_per_epoch + index))
                 self.progress.images_seen += len(labels)
-                if (index + 1) % self.log_interval == 0 or index + 1 == self.steps_per_epoch:
+                if (index + 1) % self.log_interval == 0 or index + 1 == steps:
                     text = self._read(rows, epoch, index)
                     advance(len(rows), text)
                     rows.clear()
@@ -114,7 +117,7 @@ class Training:
         """One update. Returns loss, accuracy, learning rate and gradient norm, still on the device."""
         config = self.config
         learning_rate = config.learning_rate * self.schedule.factor(
-            step, self.steps_per_epoch, self.steps_per_epoch * config.epochs, config.gamma
+            step, self.steps_per_epoch, self.total_steps, config.gamma
         )
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
