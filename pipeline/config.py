@@ -12,7 +12,7 @@ from pipeline.errors import InputError
 from pipeline.records import Format, Record, ServedFormat
 
 Source = Literal["flag", "environment", ".env", "recipe", "default", "fallback"]
-Augmentation = Literal["none", "shift", "flip"]
+Augmentation = Literal["none", "shift", "flip", "affine"]
 Device = Literal["cpu", "cuda", "mps"]
 
 RELEASE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")

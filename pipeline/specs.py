@@ -34,6 +34,15 @@ class Classifier(nn.Module):
         return torch.log_softmax(scores, dim=1)
 
 
+class Capsules(Classifier):
+    """Base of capsule networks: scores are the lengths of class capsules, 0 to 1."""
+
+    def log_probabilities(self, scores: Tensor) -> Tensor:
+        """Of lengths over their sum."""
+        lengths = scores + 1e-7
+        return torch.log(lengths / lengths.sum(dim=1, keepdim=True))
+
+
 class ModelEntry(Protocol):
     """A file in `pipeline/models`.
 
@@ -91,9 +100,11 @@ class DatasetEntry(Protocol):
 class LossEntry(Protocol):
     """A file in `pipeline/losses`: mean loss over a batch, as a scalar tensor.
 
-    `scores` [N, K] as the network gave them, `log_probabilities` [N, K], `targets` int64 [N].
+    `scores` [N, K] as the network gave them, `log_probabilities` [N, K], `targets` int64 [N]. `accepts`
+    returns None where the loss has a meaning for this network's scores, else what it needs.
     """
 
+    def accepts(self, network: Classifier) -> str | None: ...
     def loss(self, scores: Tensor, log_probabilities: Tensor, targets: Tensor, label_smoothing: float) -> Tensor: ...
 
 

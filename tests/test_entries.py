@@ -50,18 +50,21 @@ def test_what_is_no_id_is_never_opened(given: str) -> None:
 
 @pytest.mark.parametrize("model_id", registry.ids("models"))
 def test_each_model_answers_alike_in_each_format_at_each_batch_size(model_id: str, tmp_path: Path) -> None:
-    assert registry.model(model_id).accepts(DATA.shape, 10) is None
-    assert registry.model(model_id).accepts((7, 500, 500), 10) is not None
-    served = build_served(model_id, DATA).eval()
-    images = np.random.default_rng(0).integers(0, 256, (128, 1, 28, 28), dtype=np.uint8)
+    accepts = registry.model(model_id).accepts
+    assert accepts((7, 500, 500), 10) is not None
+    shape = next(shape for shape in ((1, 28, 28), (3, 32, 32)) if accepts(shape, 10) is None)
+    channels = shape[0]
+    data = DATA.model_copy(update={"shape": shape, "mean": (30.0,) * channels, "std": (70.0,) * channels})
+    served = build_served(model_id, data).eval()
+    images = np.random.default_rng(0).integers(0, 256, (128, *shape), dtype=np.uint8)
     with torch.inference_mode():
         expected = served(torch.from_numpy(images)).numpy()
     np.testing.assert_allclose(expected.sum(axis=1), 1, atol=1e-5)
     for format_id in registry.ids("formats"):
         entry = registry.file_format(format_id)
         path = tmp_path / f"model{entry.SUFFIX}"
-        entry.export(served, torch.zeros((2, 1, 28, 28), dtype=torch.uint8), path)
-        run = entry.open(path, partial(build_served, model_id, DATA))
+        entry.export(served, torch.zeros((2, *shape), dtype=torch.uint8), path)
+        run = entry.open(path, partial(build_served, model_id, data))
         for size in (1, 2, 3, 128):
             np.testing.assert_allclose(run(images[:size]), expected[:size], atol=1e-5)
 

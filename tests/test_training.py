@@ -150,7 +150,9 @@ def test_early_stopping_restores_the_best_epoch(digits: Prepared) -> None:
 
 @pytest.mark.parametrize("loss_id", registry.ids("losses"))
 def test_each_loss_falls(digits: Prepared, loss_id: str) -> None:
-    progress = training(digits, epochs=3, criteria=(Criterion(loss_id=loss_id, weight=2.0),)).run(lambda: None)
+    # A network whose scores every loss has a meaning for.
+    run = training(digits, model_id="mnist_capsule_v1", epochs=3, criteria=(Criterion(loss_id=loss_id, weight=2.0),))
+    progress = run.run(lambda: None)
     assert progress.epochs[-1].train_loss < progress.epochs[0].train_loss
 
 
@@ -192,6 +194,26 @@ def test_every_image_comes_once_an_epoch(digits: Prepared, augmentation: Any) ->
             if augmentation == "shift":
                 allowed = [padded[index][:, y : y + 28, x : x + 28] for y in range(5) for x in range(5)]
             assert any(np.array_equal(image, candidate) for candidate in allowed)
+
+
+def test_affine_images_are_turned_and_moved_a_little(digits: Prepared) -> None:
+    """Ink keeps its amount, and its centre moves by at most the shift and what turning about the middle adds."""
+    split = Split(digits.train.images[:100], np.arange(100))
+    drawn = list(Batches(split, "affine", 100, torch.device("cpu")).epoch(torch.Generator().manual_seed(0)))
+    images, labels = drawn[0]
+    before, after = torch.from_numpy(split.images)[labels].float(), images
+    assert after.shape == before.shape
+    assert (after.sum((1, 2, 3)) / before.sum((1, 2, 3))).mean().item() == pytest.approx(1, abs=0.05)
+    moved = (_centre(after) - _centre(before)).norm(dim=1)
+    assert 0.5 < moved.mean() < 2.5
+    assert moved.max() < 5
+
+
+def _centre(images: torch.Tensor) -> torch.Tensor:
+    """Row and column of the centre of mass, [N, 2]."""
+    mass = images[:, 0] / images.sum((1, 2, 3)).view(-1, 1, 1)
+    places = torch.arange(28.0)
+    return torch.stack([(mass.sum(2) * places).sum(1), (mass.sum(1) * places).sum(1)], dim=1)
 
 
 def test_measures_are_those_of_scikit_learn() -> None:

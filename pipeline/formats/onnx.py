@@ -24,7 +24,7 @@ _HIGHEST_OPSET = 20
 
 
 def export(served: nn.Module, example: Tensor, path: Path) -> dict[str, str | int]:
-    """Traced, like TorchScript: the exporter that captures by torch.export takes 30 times as long for the same graph."""
+    """Traced, like TorchScript: the exporter by torch.export takes 30 times as long for the same graph."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.onnx.export(

@@ -1,13 +1,17 @@
 """The convolutional networks of the zoo: one shape, several widths and depths."""
 
+import math
+
 from torch import Tensor, nn
 
 from pipeline.specs import Classifier
 
+Shape = tuple[int, int, int]
+
 REFERENCE = "LeCun et al. 1998, Gradient-based learning applied to document recognition, doi:10.1109/5.726791"
 
 
-def accepts(shape: tuple[int, int, int], classes: int) -> str | None:
+def accepts(shape: Shape, classes: int) -> str | None:
     channels, height, width = shape
     if channels in (1, 3) and 16 <= min(height, width) and max(height, width) <= 64:
         return None
@@ -15,30 +19,36 @@ def accepts(shape: tuple[int, int, int], classes: int) -> str | None:
 
 
 class Cnn(Classifier):
-    """A 5x5 stem with stride 2, 3x3 convolutions with max pooling after two of them, one linear layer.
+    """Convolutions and one linear layer; `stem` and `blocks` as for `features`."""
 
-    `blocks` are the channels of each convolution after the stem, and whether it pools.
-    """
-
-    def __init__(
-        self, shape: tuple[int, int, int], classes: int, *, stem: int, blocks: tuple[tuple[int, bool], ...]
-    ) -> None:
+    def __init__(self, shape: Shape, classes: int, *, stem: int, blocks: tuple[tuple[int, bool], ...]) -> None:
         super().__init__()
-        channels, height, width = shape
-        # Without padding 28 pixels become 12, which halve twice without a rest, at 3/4 of the cost of 14.
-        layers: list[nn.Module] = [*_block(channels, stem, kernel=5, stride=2, padding=0)]
-        sides = [(side - 5) // 2 + 1 for side in (height, width)]
-        inputs = stem
-        for outputs, pool in blocks:
-            layers += _block(inputs, outputs, pool=pool)
-            sides = [side // 2 for side in sides] if pool else sides
-            inputs = outputs
+        layers, maps = features(shape, stem=stem, blocks=blocks)
         self.features = nn.Sequential(*layers, nn.Flatten())
-        self.classifier = nn.Linear(inputs * sides[0] * sides[1], classes)
+        self.classifier = nn.Linear(math.prod(maps), classes)
 
     def forward(self, images: Tensor) -> Tensor:
         scores: Tensor = self.classifier(self.features(images))
         return scores
+
+
+def features(shape: Shape, *, stem: int, blocks: tuple[tuple[int, bool], ...]) -> tuple[list[nn.Module], Shape]:
+    """Layers, and the shape of the maps (channels, height, width) that they make of images of `shape`.
+
+    A 5x5 convolution with stride 2 to `stem` channels, then 3x3 ones; `blocks` are the channels of each, and
+    whether it pools.
+    """
+    channels, height, width = shape
+    # Without padding 28 pixels become 12, which halve twice without a rest, at 3/4 of the cost of 14.
+    layers = _block(channels, stem, kernel=5, stride=2, padding=0)
+    height, width = ((side - 5) // 2 + 1 for side in (height, width))
+    channels = stem
+    for outputs, pool in blocks:
+        layers += _block(channels, outputs, pool=pool)
+        channels = outputs
+        if pool:
+            height, width = height // 2, width // 2
+    return layers, (channels, height, width)
 
 
 def _block(

@@ -21,7 +21,7 @@ def shape_of(config: TrainConfig) -> tuple[int, int, int]:
 
 
 def check_fit(config: TrainConfig) -> None:
-    """InputError where the model cannot take this data set's images; nothing is read for it."""
+    """InputError where model, data set and losses do not go together; nothing is read for it."""
     shape, classes = shape_of(config), len(registry.dataset(config.dataset_id).LABELS)
     needs = registry.model(config.model_id).accepts(shape, classes)
     if needs is not None:
@@ -29,6 +29,15 @@ def check_fit(config: TrainConfig) -> None:
             f"{config.model_id} cannot take {config.dataset_id} (channels, height, width {shape}, {classes} classes): "
             f"it needs {needs}; choose another --model-id, --dataset-id or --image-size"
         )
+    with torch.device("meta"):
+        network = registry.model(config.model_id).build(shape, classes)
+    for criterion in config.criteria:
+        needs = registry.loss(criterion.loss_id).accepts(network)
+        if needs is not None:
+            raise InputError(
+                f"--criterion-id {criterion.loss_id} has no meaning for {config.model_id}: it needs {needs}; "
+                "choose another --criterion-id or --model-id"
+            )
 
 
 def prepare(config: TrainConfig, data_dir: Path, *, fallback: bool) -> Prepared:

@@ -1,15 +1,13 @@
-"""Batches are index gathers from one uint8 tensor on the device; augmentation works on whole batches."""
+"""Batches are index gathers from one uint8 tensor on the device."""
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from pipeline.config import Augmentation
 from pipeline.specs import Split
-
-_SHIFT = 2  # pixels in each direction
+from pipeline.training.augmentation import AUGMENTATIONS
 
 
 class Normalise(torch.nn.Module):
@@ -33,37 +31,18 @@ class Batches:
     """The training images on the device, drawn anew for each epoch."""
 
     def __init__(self, split: Split, augmentation: Augmentation, batch_size: int, device: torch.device) -> None:
-        self._augmentation = augmentation
         self._size = batch_size
         self._device = device
         self._labels = torch.from_numpy(split.labels).to(device)
-        images = torch.from_numpy(split.images).to(device)
-        height, width = images.shape[2:]
-        if augmentation == "shift":
-            # Padded once; a shifted image is then a window of a view, and costs no more than a plain one.
-            padded = functional.pad(images, [_SHIFT] * 4)
-            images = padded.unfold(2, height, 1).unfold(3, width, 1)
-        self._images = images
+        self._gather = AUGMENTATIONS[augmentation](torch.from_numpy(split.images).to(device))
 
     def __len__(self) -> int:
         """Batches in an epoch, the last smaller one included."""
         return -(-len(self._labels) // self._size)
 
     def epoch(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images uint8 [B, C, H, W] and labels [B], every image once, in the generator's order."""
+        """Images [B, C, H, W] of 0 to 255 and labels [B], every image once, in the generator's order."""
         order = torch.randperm(len(self._labels), generator=generator)
-        extra = torch.randint(0, 2 * _SHIFT + 1, (2, len(order)), generator=generator)
-        for start in range(0, len(order), self._size):
-            chosen = slice(start, start + self._size)
-            index = order[chosen].to(self._device)
-            rows, columns = extra[:, chosen].to(self._device)
-            yield self._gather(index, rows, columns), self._labels[index]
-
-    def _gather(self, index: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        if self._augmentation == "shift":
-            return self._images[index, :, rows, columns]
-        images = self._images[index]
-        if self._augmentation == "flip":
-            mirrored = (rows % 2 == 0).view(-1, 1, 1, 1)
-            return torch.where(mirrored, images.flip(3), images)
-        return images
+        for part in order.split(self._size):
+            index = part.to(self._device)
+            yield self._gather(index, generator), self._labels[index]

@@ -1,0 +1,42 @@
+"""The most accurate of the convolutional networks: a strided stem, four convolutions, one linear layer (289,642
+parameters)."""
+
+from pipeline.config import Criterion, Recipe
+from pipeline.models._cnn import REFERENCE as REFERENCE
+from pipeline.models._cnn import Cnn
+from pipeline.models._cnn import accepts as accepts
+from pipeline.specs import Classifier
+
+TITLE = "Large convolutional network"
+DESCRIPTION = (
+    "A 5x5 stem with stride 2 to 32 channels, then 3x3 convolutions to 64, 64, 128 and 128 channels with max pooling "
+    "after the second and the last, each followed by batch normalisation and ReLU, and one linear layer."
+)
+
+_GENERAL = Recipe(
+    epochs=8,
+    batch_size=128,
+    learning_rate=0.01,
+    optimizer_id="adamw",
+    scheduler_id="one_cycle",
+    criteria=(Criterion(loss_id="nll"),),
+    weight_decay=0.05,
+    betas=(0.9, 0.99),
+    label_smoothing=0.1,
+    validation_fraction=0.02,
+)
+_BY_DATASET = {
+    "digits_v1": _GENERAL.model_copy(
+        update={"epochs": 10, "batch_size": 64, "validation_fraction": 0.1, "augmentation": "shift"}
+    ),
+    "mnist_v1": _GENERAL.model_copy(update={"epochs": 16, "augmentation": "affine"}),
+    "fashion_mnist_v1": _GENERAL.model_copy(update={"augmentation": "flip"}),
+}
+
+
+def build(shape: tuple[int, int, int], classes: int) -> Classifier:
+    return Cnn(shape, classes, stem=32, blocks=((64, False), (64, True), (128, False), (128, True)))
+
+
+def recipe(dataset_id: str) -> Recipe:
+    return _BY_DATASET.get(dataset_id, _GENERAL)
