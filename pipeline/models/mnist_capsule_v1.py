@@ -10,9 +10,9 @@ from pipeline.specs import Capsules, Classifier
 
 TITLE = "Capsule network"
 DESCRIPTION = (
-    "A convolutional body (5x5 with stride 2 to 16 channels, 3x3 to 32 and 64 with max pooling after the first, 3x3 to "
-    "128), one depthwise convolution over the whole map that makes 16 capsules of 8 dimensions, and three iterations of "
-    "routing by agreement to one capsule of 16 dimensions per class, whose length says how sure it is."
+    "A 5x5 stem with stride 2 to 16 channels, 3x3 convolutions to 32, 64 and 128 with max pooling after the first, a "
+    "depthwise convolution over the whole map that makes 16 capsules of 8 dimensions, and three iterations of routing by "
+    "agreement to one capsule of 16 dimensions per class, whose length says how sure it is."
 )
 REFERENCE = (
     "Sabour et al. 2017, Dynamic routing between capsules, arXiv:1710.09829; body and squash after Mazzia et al. 2021, "
@@ -63,7 +63,8 @@ class CapsuleNetwork(Capsules):
     def forward(self, images: Tensor) -> Tensor:
         primary = _squash(self.primary(self.features(images)).view(-1, _PRIMARY, _PRIMARY_SIZE))
         votes = torch.einsum("npi,pkio->npko", primary, self.transformation)
-        return torch.linalg.vector_norm(_route(votes), dim=-1)
+        lengths: Tensor = torch.linalg.vector_norm(_route(votes), dim=-1)
+        return lengths
 
 
 def _route(votes: Tensor) -> Tensor:
@@ -86,5 +87,5 @@ def _gather(votes: Tensor, agreement: Tensor) -> Tensor:
 
 def _squash(vectors: Tensor) -> Tensor:
     """Keeps directions, and brings lengths into 0 to 1: 1 - exp(-|v|) (Mazzia et al. 2021, equation 4)."""
-    length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    length: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     return vectors * ((1 - torch.exp(-length)) / (length + 1e-7))
