@@ -11,8 +11,8 @@ from pipeline.specs import Capsules, Classifier
 TITLE = "Capsule network"
 DESCRIPTION = (
     "A 5x5 stem with stride 2 to 16 channels, 3x3 convolutions to 32, 64 and 128 with max pooling after the first, a "
-    "depthwise convolution over the whole map that makes 16 capsules of 8 dimensions, and three iterations of routing by "
-    "agreement to one capsule of 16 dimensions per class, whose length says how sure it is."
+    "depthwise convolution over the whole map that makes 16 capsules of 8 dimensions, and three iterations of routing "
+    "by agreement to one capsule of 16 dimensions per class, whose length says how sure it is."
 )
 REFERENCE = (
     "Sabour et al. 2017, Dynamic routing between capsules, arXiv:1710.09829; body and squash after Mazzia et al. 2021, "
@@ -70,7 +70,7 @@ class CapsuleNetwork(Capsules):
 def _route(votes: Tensor) -> Tensor:
     """Class capsules [N, K, D] from the votes of primary capsules [N, P, K, D] (Sabour et al. 2017, procedure 1).
 
-    Gradients go through the last iteration alone, as in the authors' code.
+    Gradients go through the last iteration alone.
     """
     fixed = votes.detach()
     agreement = torch.zeros_like(fixed[..., 0])
@@ -86,6 +86,6 @@ def _gather(votes: Tensor, agreement: Tensor) -> Tensor:
 
 
 def _squash(vectors: Tensor) -> Tensor:
-    """Keeps directions, and brings lengths into 0 to 1: 1 - exp(-|v|) (Mazzia et al. 2021, equation 4)."""
+    """Keeps directions, and brings lengths into 0 to 1: 1 - exp(-|v|) (Mazzia et al. 2021)."""
     length: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     return vectors * ((1 - torch.exp(-length)) / (length + 1e-7))
