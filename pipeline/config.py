@@ -47,6 +47,14 @@ class Recipe(Record):
     augmentation: Augmentation | None = None
 
 
+class DataOptions(NamedTuple):
+    """What a data set may depend on. `image_size` is None where the user asked for none."""
+
+    data_dir: Path
+    image_size: int | None
+    seed: int
+
+
 class TrainConfig(Record):
     """Everything that decides what a run's weights are; a run folder is resumed only with an equal one.
 
@@ -73,6 +81,9 @@ class TrainConfig(Record):
     early_stopping_patience: int
     seed: int
     max_steps: int | None = None
+
+    def data_options(self, data_dir: Path) -> DataOptions:
+        return DataOptions(data_dir, self.image_size, self.seed)
 
     def readable(self) -> dict[str, str]:
         """Each value that is set, as a person would write it."""

@@ -8,8 +8,9 @@ from PIL import Image
 
 from pipeline import registry
 from pipeline.errors import FolderError, InputError, ServerError
-from pipeline.specs import Images, Probabilities
+from pipeline.specs import Images, Probabilities, Split
 from pipeline.triton import client, repository
+from pipeline.triton.repository import Release
 
 _log = logging.getLogger(__name__)
 
@@ -21,16 +22,16 @@ def infer(
 ) -> str:
     """A table of the answers to `count` random test images; one `predicted_<class>_<index>.png` for each.
 
-    InputError where nothing is released under the name, or the data is of another content.
+    InputError where nothing is released under the name, or the data has other classes.
     """
     name = name or repository.newest(root)
     version = repository.live_version(root, name)
     if version is None:
         raise InputError(f"{name} is not in {root}: known: {', '.join(repository.names(root)) or 'nothing yet'}")
     released = repository.release(root, name, version)
-    test = registry.dataset(released.data.dataset_id).load(data_dir).test
-    chosen = np.random.default_rng(seed).choice(len(test.labels), size=min(count, len(test.labels)), replace=False)
-    images = np.ascontiguousarray(test.images[chosen])
+    test = _test_images(released, data_dir)
+    chosen = np.random.default_rng(seed).choice(len(test), size=min(count, len(test)), replace=False)
+    images = test.images(chosen)
     probabilities, answered_by = _ask(root, name, version, url, images)
     labels = released.data.labels
     lines = [f"{name} version {version}, {answered_by}", f"{'index':>6}  {'predicted':<16} {'probability':>11}  true"]
@@ -41,6 +42,17 @@ def infer(
         right = labels[int(test.labels[index])]
         lines.append(f"{index:6d}  {labels[best]:<16} {row[best]:11.2%}  {right:<12} {path}")
     return "\n".join(lines)
+
+
+def _test_images(released: Release, data_dir: Path) -> Split:
+    """With the seed of the released run: by it an image folder's test images were set apart."""
+    options, entry = released.config.train.data_options(data_dir), registry.dataset(released.data.dataset_id)
+    if entry.describe(options).labels != released.data.labels:
+        raise InputError(
+            f"the classes in {data_dir} are not those of {released.name} ({', '.join(released.data.labels)}): name the "
+            "folder of its data by --data-dir"
+        )
+    return entry.load(options).test
 
 
 def _ask(root: Path, name: str, version: int, url: str, images: Images) -> tuple[Probabilities, str]:

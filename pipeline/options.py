@@ -99,7 +99,11 @@ TRAIN = (
         cloup.option(
             "--output-dir", metavar="DIR", help="The run's folder [env: OUTPUT_DIR; default: ./output_<date>_<time>]"
         ),
-        _plain("--image-size", kind=click.IntRange(8, 1024), text="Resize images to this height and width, in pixels"),
+        _plain(
+            "--image-size",
+            kind=click.IntRange(8, 1024),
+            text="Height and width of an image folder's pictures, in pixels [default: 64]",
+        ),
     ),
     cloup.option_group(
         "Training",

@@ -65,7 +65,10 @@ class CodeInfo(Record):
 
 
 class DataInfo(Record):
-    """A data set as it was used. `sha256` is over the raw arrays, in a fixed order."""
+    """A data set as it was used.
+
+    `sha256` is over the raw arrays, in a fixed order; of an image folder, over the names and contents of its files.
+    """
 
     dataset_id: str
     short_name: str

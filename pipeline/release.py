@@ -27,14 +27,13 @@ from pipeline.records import (
     Verified,
 )
 from pipeline.runfolder import RunFolder
-from pipeline.specs import Split
 from pipeline.stages.assemble import assemble
 from pipeline.stages.benchmark import benchmark
 from pipeline.stages.card import CardInputs, card
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.export import export
 from pipeline.stages.gate import gate
-from pipeline.stages.prepare import check_fit, prepare, shape_of
+from pipeline.stages.prepare import check_fit, describe, prepare
 from pipeline.stages.publish import ReleaseInputs, publish
 from pipeline.stages.train import train
 from pipeline.stages.validate import starting_server, validate
@@ -76,15 +75,11 @@ def run(config: RunConfig, outcome: Outcome) -> None:
 
     GateError and VerdictError (exit status 3) where the candidate is refused: nothing was published.
     """
-    check_fit(config.train)
+    description = describe(config.train, config.data_dir)
+    check_fit(config.train, description)
     if config.publish:
         repository.check_writable(config.model_repository)
-        repository.check_signature(
-            config.model_repository,
-            config.release_name,
-            shape_of(config.train),
-            registry.dataset(config.train.dataset_id).LABELS,
-        )
+        repository.check_signature(config.model_repository, config.release_name, description.shape, description.labels)
     folder = RunFolder(config.output_dir)
     with folder.open():
         console.log_to(folder.log)
@@ -102,7 +97,7 @@ def _run(config: RunConfig, folder: RunFolder, outcome: Outcome) -> None:
         data = outcome.data = keep("data", prepared.info)
         code = keep("code", provenance.describe())
         keep("config", config)
-        test = _first(prepared.test, config.test_batch_size) if config.dry_run else prepared.test
+        test = prepared.test.take(slice(config.test_batch_size)) if config.dry_run else prepared.test
     with outcome.stage("train"):
         trained, served = train(prepared, config, folder)
         keep("trained", trained)
@@ -208,7 +203,3 @@ def _save_metrics(
         verified=verified,
         benchmarked=benchmarked,
     ).save(folder.metrics)
-
-
-def _first(split: Split, count: int) -> Split:
-    return Split(split.images[:count], split.labels[:count])

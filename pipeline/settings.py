@@ -56,17 +56,19 @@ def configure(flags: Mapping[str, Any], dataset_id: str, *, fallback: bool, star
     )
     if train.early_stopping_patience and not train.validation_fraction:
         raise InputError("--early-stopping-patience needs validation images: give a --validation-fraction above 0")
+    data_dir = _path(values["data_dir"])
+    data = registry.dataset(dataset_id).describe(train.data_options(data_dir))
     formats = _formats(flags)
     return RunConfig(
         train=train,
         gates=GateConfig.model_validate({name: plain[name] for name in GateConfig.model_fields}),
         default_gates=GateConfig.model_validate({name: DEFAULTS[name] for name in GateConfig.model_fields}),
-        data_dir=_path(values["data_dir"]),
+        data_dir=data_dir,
         output_dir=_path(values["output_dir"])
         if plain["output_dir"]
         else Path(time.strftime("output_%Y%m%d_%H%M%S", started)),
         model_repository=_path(values["model_repository"]),
-        release_name=_release_name(flags["release_name"], f"{flags['model_id']}-{dataset_id}"),
+        release_name=_release_name(flags["release_name"], f"{flags['model_id']}-{data.release_name or dataset_id}"),
         devices=_devices(flags),
         export_formats=formats,
         served_format=flags["served_format"],

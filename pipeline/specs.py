@@ -10,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.config import Recipe
+from pipeline.config import DataOptions, Recipe
 from pipeline.records import DataInfo, Format
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
+Rows = NDArray[np.int64]
 Probabilities = NDArray[np.float32]
 
 # Names of the served tensors, alike in all formats; TorchScript asks for the "__0".
@@ -61,15 +62,60 @@ class ModelEntry(Protocol):
 
 @dataclass(frozen=True)
 class Split:
-    """Images uint8 [N, C, H, W] and labels int64 [N]."""
+    """Some images of an array, and their labels.
 
-    images: Images
+    `array` uint8 [M, C, H, W] may be mapped from a file larger than memory: nobody copies it whole.
+    `rows` int64 [N] are the places of this split's images in it, `labels` int64 [N] their classes.
+    """
+
+    array: Images
+    rows: Rows
     labels: Labels
+
+    @classmethod
+    def whole(cls, array: Images, labels: Labels) -> "Split":
+        return cls(array, np.arange(len(array)), labels)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def images(self, chosen: slice | Rows) -> Images:
+        """A copy of some of the N images, [n, C, H, W]."""
+        return self.array[self.rows[chosen]]
+
+    def take(self, chosen: slice | Rows) -> "Split":
+        """A split of some of the N images; none is read for it."""
+        return Split(self.array, self.rows[chosen], self.labels[chosen])
+
+    def batches(self, size: int) -> Iterator[Images]:
+        """All images in order, at most `size` at a time."""
+        for start in range(0, len(self), size):
+            yield self.images(slice(start, start + size))
 
 
 class Arrays(NamedTuple):
+    """All images of a data set, and the SHA-256 of its content where `load` knows it."""
+
     train: Split
     test: Split
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is known of a data set before its images are read.
+
+    `shape` (channels, height, width) is that of the images as they are loaded. `release_name` stands in
+    for the id in the names of releases where the data are the user's own.
+    """
+
+    short_name: str
+    title: str
+    source: str
+    license: str
+    shape: tuple[int, int, int]
+    labels: tuple[str, ...]
+    release_name: str | None = None
 
 
 class Prepared(NamedTuple):
@@ -84,17 +130,12 @@ class Prepared(NamedTuple):
 class DatasetEntry(Protocol):
     """A file in `pipeline/datasets`.
 
-    `load` returns all images, decoded; DataError where they are missing, altered or not to be had.
+    `load` returns all images, decoded, in the shape that `describe` promises for the same options; both
+    raise DataError where the data are missing, altered or not to be had.
     """
 
-    SHORT_NAME: str
-    TITLE: str
-    SOURCE: str
-    LICENSE: str
-    SHAPE: tuple[int, int, int]
-    LABELS: tuple[str, ...]
-
-    def load(self, data_dir: Path) -> Arrays: ...
+    def describe(self, options: DataOptions) -> Description: ...
+    def load(self, options: DataOptions) -> Arrays: ...
 
 
 class LossEntry(Protocol):
@@ -152,9 +193,3 @@ class FormatEntry(Protocol):
 
     def export(self, served: nn.Module, example: Tensor, path: Path) -> dict[str, str | int]: ...
     def open(self, path: Path, build: Callable[[], nn.Module]) -> Runner: ...
-
-
-def batches(images: Images, size: int) -> Iterator[Images]:
-    """Consecutive slices of at most `size` images."""
-    for start in range(0, len(images), size):
-        yield images[start : start + size]

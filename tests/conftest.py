@@ -8,8 +8,31 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config import Criterion, TrainConfig
+
 ROOT = Path(__file__).parent.parent
 NAME = "mnist_cnn_v1-digits_v1"
+CONFIG = TrainConfig(
+    model_id="mnist_convnet_v1",  # it has dropout, which also must be drawn again alike
+    dataset_id="digits_v1",
+    image_size=None,
+    criteria=(Criterion(loss_id="nll"),),
+    optimizer_id="adam",
+    scheduler_id="none",
+    epochs=4,
+    batch_size=64,
+    learning_rate=0.003,
+    weight_decay=0.0,
+    betas=(0.9, 0.999),
+    momentum=0.9,
+    gamma=0.7,
+    label_smoothing=0.0,
+    gradient_clip_norm=0.0,
+    augmentation="shift",
+    validation_fraction=0.1,
+    early_stopping_patience=0,
+    seed=1,
+)
 
 
 @dataclass(frozen=True)

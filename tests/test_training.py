@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import CONFIG
 from sklearn import metrics as reference
 
 from pipeline import metrics, registry
-from pipeline.config import Criterion, TrainConfig
+from pipeline.config import Criterion
 from pipeline.errors import CheckpointError, NonFiniteLossError
 from pipeline.served import build_network
 from pipeline.specs import OptimizerOptions, Prepared, Split
@@ -19,27 +20,6 @@ from pipeline.training import checkpoint
 from pipeline.training.batches import Batches, Normalise
 from pipeline.training.loop import Training
 
-CONFIG = TrainConfig(
-    model_id="mnist_convnet_v1",  # it has dropout, which also must be drawn again alike
-    dataset_id="digits_v1",
-    image_size=None,
-    criteria=(Criterion(loss_id="nll"),),
-    optimizer_id="adam",
-    scheduler_id="none",
-    epochs=4,
-    batch_size=64,
-    learning_rate=0.003,
-    weight_decay=0.0,
-    betas=(0.9, 0.999),
-    momentum=0.9,
-    gamma=0.7,
-    label_smoothing=0.0,
-    gradient_clip_norm=0.0,
-    augmentation="shift",
-    validation_fraction=0.1,
-    early_stopping_patience=0,
-    seed=1,
-)
 IDENTITY = {"seed": 1}
 
 
@@ -50,7 +30,7 @@ def digits() -> Prepared:
 
 def training(digits: Prepared, **changes: Any) -> Training:
     config = CONFIG.model_copy(update=changes)
-    few = Split(digits.train.images[:320], digits.train.labels[:320])
+    few = digits.train.take(slice(320))
     network = build_network(config.model_id, digits.info, config.seed)
     normalise = Normalise(digits.info.mean, digits.info.std)
     return Training(network, normalise, (few, digits.validation), config, torch.device("cpu"), log_interval=2)
@@ -179,15 +159,16 @@ def test_each_schedule_stays_between_zero_and_the_peak(scheduler_id: str) -> Non
 
 @pytest.mark.parametrize("augmentation", ["none", "shift", "flip"])
 def test_every_image_comes_once_an_epoch(digits: Prepared, augmentation: Any) -> None:
-    split = Split(digits.train.images[:100], np.arange(100))
+    originals = digits.train.images(slice(100))
+    split = Split.whole(originals, np.arange(100))
     batches = Batches(split, augmentation, 32, torch.device("cpu"))
     drawn = list(batches.epoch(torch.Generator().manual_seed(0)))
     assert len(drawn) == len(batches) == 4
     assert sorted(torch.cat([labels for _, labels in drawn]).tolist()) == list(range(100))
-    padded = np.pad(split.images, ((0, 0), (0, 0), (2, 2), (2, 2)))
+    padded = np.pad(originals, ((0, 0), (0, 0), (2, 2), (2, 2)))
     for images, labels in drawn:
         for image, index in zip(images.numpy(), labels.tolist(), strict=True):
-            original = split.images[index]
+            original = originals[index]
             allowed = [original]
             if augmentation == "flip":
                 allowed.append(original[..., ::-1])
@@ -198,10 +179,11 @@ def test_every_image_comes_once_an_epoch(digits: Prepared, augmentation: Any) ->
 
 def test_affine_images_are_turned_and_moved_a_little(digits: Prepared) -> None:
     """Ink keeps its amount, and its centre moves by at most the shift and what turning about the middle adds."""
-    split = Split(digits.train.images[:100], np.arange(100))
+    originals = digits.train.images(slice(100))
+    split = Split.whole(originals, np.arange(100))
     drawn = list(Batches(split, "affine", 100, torch.device("cpu")).epoch(torch.Generator().manual_seed(0)))
     images, labels = drawn[0]
-    before, after = torch.from_numpy(split.images)[labels].float(), images
+    before, after = torch.from_numpy(originals)[labels].float(), images
     assert after.shape == before.shape
     assert (after.sum((1, 2, 3)) / before.sum((1, 2, 3))).mean().item() == pytest.approx(1, abs=0.05)
     moved = (_centre(after) - _centre(before)).norm(dim=1)

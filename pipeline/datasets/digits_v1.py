@@ -9,31 +9,38 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from pipeline.config import DataOptions
 from pipeline.errors import DataError
-from pipeline.specs import Arrays, Split
+from pipeline.specs import Arrays, Description, Split
 
-SHORT_NAME = "digits"
-TITLE = "Optical recognition of handwritten digits (8x8, resized to 28x28)"
-SOURCE = "E. Alpaydin, C. Kaynak 1998, UCI Machine Learning Repository, doi:10.24432/C50P49; scikit-learn's copy"
-LICENSE = "CC BY 4.0"
-SHAPE = (1, 28, 28)
-LABELS = tuple(str(digit) for digit in range(10))
+_DESCRIPTION = Description(
+    short_name="digits",
+    title="Optical recognition of handwritten digits (8x8, resized to 28x28)",
+    source="E. Alpaydin, C. Kaynak 1998, UCI Machine Learning Repository, doi:10.24432/C50P49; scikit-learn's copy",
+    license="CC BY 4.0",
+    shape=(1, 28, 28),
+    labels=tuple(str(digit) for digit in range(10)),
+)
 
 _SHA256 = "6ebb3d2fee246a4e99363262ddf8a00a3c41bee6014c373ed9d9216ba7f651b8"
 _DARKEST = 16.0
 
 
-def load(data_dir: Path) -> Arrays:
-    """`data_dir` is not used. Every fifth image in the order of classes is a test image: 1,437 and 360."""
+def describe(options: DataOptions) -> Description:
+    return _DESCRIPTION
+
+
+def load(options: DataOptions) -> Arrays:
+    """The options are not used. Every fifth image in the order of classes is a test image: 1,437 and 360."""
     table = _table()
     labels = table[:, -1].astype(np.int64)
     small = torch.from_numpy(table[:, :-1].astype(np.float32)).reshape(-1, 1, 8, 8) * (255 / _DARKEST)
-    large = functional.interpolate(small, SHAPE[1:], mode="bilinear", align_corners=False)
+    large = functional.interpolate(small, _DESCRIPTION.shape[1:], mode="bilinear", align_corners=False)
     images = large.round().to(torch.uint8).numpy()
     by_class = np.argsort(labels, kind="stable")
     is_test = np.zeros(len(labels), dtype=bool)
     is_test[by_class[::5]] = True
-    return Arrays(Split(images[~is_test], labels[~is_test]), Split(images[is_test], labels[is_test]))
+    return Arrays(Split.whole(images[~is_test], labels[~is_test]), Split.whole(images[is_test], labels[is_test]))
 
 
 def _table() -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:

@@ -2,16 +2,19 @@
 
 from pathlib import Path
 
+from pipeline.config import DataOptions
 from pipeline.datasets import _idx
-from pipeline.specs import Arrays
+from pipeline.specs import Arrays, Description
 
-SHORT_NAME = "fashion_mnist"
-TITLE = "Fashion-MNIST articles of clothing"
-SOURCE = "H. Xiao, K. Rasul, R. Vollgraf 2017, Zalando SE, arXiv:1708.07747"
-LICENSE = "MIT"
-SHAPE = (1, 28, 28)
-LABELS = (
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+_DESCRIPTION = Description(
+    short_name="fashion_mnist",
+    title="Fashion-MNIST articles of clothing",
+    source="H. Xiao, K. Rasul, R. Vollgraf 2017, Zalando SE, arXiv:1708.07747",
+    license="MIT",
+    shape=(1, 28, 28),
+    labels=(
+        "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+    ),
 )  # fmt: skip
 
 _SHA256 = {
@@ -24,5 +27,9 @@ _SHA256 = {
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
 
-def load(data_dir: Path) -> Arrays:
-    return _idx.load("FashionMNIST", data_dir, _SHA256, "FashionMNIST", [_DEBIAN])
+def describe(options: DataOptions) -> Description:
+    return _DESCRIPTION
+
+
+def load(options: DataOptions) -> Arrays:
+    return _idx.load("FashionMNIST", options.data_dir, _SHA256, len(_DESCRIPTION.labels), [_DEBIAN])

@@ -1,16 +1,17 @@
 """MNIST: 60,000 and 10,000 handwritten digits of 28x28 pixels."""
 
-from pathlib import Path
-
+from pipeline.config import DataOptions
 from pipeline.datasets import _idx
-from pipeline.specs import Arrays
+from pipeline.specs import Arrays, Description
 
-SHORT_NAME = "mnist"
-TITLE = "MNIST handwritten digits"
-SOURCE = "Y. LeCun, C. Cortes, C. Burges: the MNIST database of handwritten digits"
-LICENSE = "CC BY-SA 3.0"
-SHAPE = (1, 28, 28)
-LABELS = tuple(str(digit) for digit in range(10))
+_DESCRIPTION = Description(
+    short_name="mnist",
+    title="MNIST handwritten digits",
+    source="Y. LeCun, C. Cortes, C. Burges: the MNIST database of handwritten digits",
+    license="CC BY-SA 3.0",
+    shape=(1, 28, 28),
+    labels=tuple(str(digit) for digit in range(10)),
+)
 
 _SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -20,5 +21,9 @@ _SHA256 = {
 }
 
 
-def load(data_dir: Path) -> Arrays:
-    return _idx.load("MNIST", data_dir, _SHA256, "MNIST")
+def describe(options: DataOptions) -> Description:
+    return _DESCRIPTION
+
+
+def load(options: DataOptions) -> Arrays:
+    return _idx.load("MNIST", options.data_dir, _SHA256, len(_DESCRIPTION.labels))

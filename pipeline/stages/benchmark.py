@@ -43,7 +43,7 @@ def _benchmark(file: ExportedFile, model_id: str, data: DataInfo, test: Split, f
 
 
 def _latencies_ms(run: Runner, test: Split) -> list[float]:
-    images = [test.images[index : index + 1] for index in range(min(100, len(test.labels)))]
+    images = [test.images(slice(index, index + 1)) for index in range(min(100, len(test)))]
     latencies = []
     for request in range(_WARM_UP + _REQUESTS):
         started = time.perf_counter()
@@ -53,7 +53,7 @@ def _latencies_ms(run: Runner, test: Split) -> list[float]:
 
 
 def _throughput(run: Runner, test: Split) -> float:
-    images = np.resize(test.images, (_BATCH, *test.images.shape[1:]))
+    images = test.images(np.arange(_BATCH) % len(test))
     for _ in range(2):
         run(images)
     started = time.perf_counter()

@@ -1,28 +1,38 @@
 """Load a data set, set validation images aside, and describe what was found."""
 
 import hashlib
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from pipeline import registry
 from pipeline.config import TrainConfig
 from pipeline.errors import DataError, InputError
 from pipeline.records import DataInfo
-from pipeline.specs import Images, Prepared, Split
+from pipeline.specs import Description, Images, Prepared, Split
+
+# Bytes that are looked at together where all are looked at: an array may be larger than memory.
+_CHUNK_BYTES = 1 << 24
 
 
-def shape_of(config: TrainConfig) -> tuple[int, int, int]:
-    """Channels, height and width of the images that the network will get."""
-    channels, height, width = registry.dataset(config.dataset_id).SHAPE
-    return (channels, config.image_size or height, config.image_size or width)
+def describe(config: TrainConfig, data_dir: Path) -> Description:
+    """InputError where the data set has not the wanted image size."""
+    data = registry.dataset(config.dataset_id).describe(config.data_options(data_dir))
+    height, width = data.shape[1:]
+    if config.image_size not in (None, height):
+        raise InputError(
+            f"--image-size {config.image_size}: images of {config.dataset_id} always have {height}x{width} pixels; "
+            "leave it out, or choose --dataset-id image_folder_v1"
+        )
+    return data
 
 
-def check_fit(config: TrainConfig) -> None:
-    """InputError where model, data set and losses do not go together; nothing is read for it."""
-    shape, classes = shape_of(config), len(registry.dataset(config.dataset_id).LABELS)
+def check_fit(config: TrainConfig, data: Description) -> None:
+    """InputError where model, data set and losses do not go together; no image is read for it."""
+    shape, classes = data.shape, len(data.labels)
     needs = registry.model(config.model_id).accepts(shape, classes)
     if needs is not None:
         raise InputError(
@@ -41,58 +51,83 @@ def check_fit(config: TrainConfig) -> None:
 
 
 def prepare(config: TrainConfig, data_dir: Path, *, fallback: bool) -> Prepared:
-    """All images in memory as uint8 [N, C, H, W]; validation images are drawn from the training images by the seed."""
-    entry = registry.dataset(config.dataset_id)
-    arrays = entry.load(data_dir)
-    train, test = arrays.train, arrays.test
-    digest = hashlib.sha256()
-    for array in (train.images, train.labels, test.images, test.labels):
-        digest.update(np.ascontiguousarray(array).data)
-    shape = shape_of(config)
-    if shape != entry.SHAPE:
-        train, test = (Split(_resized(split.images, shape[1:]), split.labels) for split in (train, test))
-    pixels = train.images.astype(np.float32)
-    mean, std = pixels.mean(axis=(0, 2, 3)), pixels.std(axis=(0, 2, 3))
+    """The data as a run uses them; validation images are drawn from the training images by the seed."""
+    data = describe(config, data_dir)
+    train, test, sha256 = registry.dataset(config.dataset_id).load(config.data_options(data_dir))
+    for name, split in (("training", train), ("test", test)):
+        _check(split, data, f"the {name} images of {config.dataset_id}")
+    mean, std = _statistics(train)
     kept, validation = _split(train, config.validation_fraction, config.seed)
-    if config.batch_size > len(kept.labels):
+    if config.batch_size > len(kept):
         raise DataError(
-            f"--batch-size {config.batch_size} is more than the {len(kept.labels)} training images of "
+            f"--batch-size {config.batch_size} is more than the {len(kept)} training images of "
             f"{config.dataset_id}: choose a smaller one"
         )
     info = DataInfo(
         dataset_id=config.dataset_id,
-        short_name=entry.SHORT_NAME,
-        title=entry.TITLE,
-        source=entry.SOURCE,
-        license=entry.LICENSE,
-        shape=shape,
-        labels=entry.LABELS,
-        train_images=len(kept.labels),
-        validation_images=len(validation.labels),
-        test_images=len(test.labels),
-        test_images_per_class=tuple(np.bincount(test.labels, minlength=len(entry.LABELS)).tolist()),
-        sha256=digest.hexdigest(),
-        mean=tuple(mean.tolist()),
-        std=tuple(std.tolist()),
+        short_name=data.short_name,
+        title=data.title,
+        source=data.source,
+        license=data.license,
+        shape=data.shape,
+        labels=data.labels,
+        train_images=len(kept),
+        validation_images=len(validation),
+        test_images=len(test),
+        test_images_per_class=tuple(np.bincount(test.labels, minlength=len(data.labels)).tolist()),
+        sha256=sha256 or _sha256(train, test),
+        mean=mean,
+        std=std,
         fallback=fallback,
     )
     return Prepared(info, kept, validation, test)
 
 
+def _check(split: Split, data: Description, name: str) -> None:
+    if split.array.shape[1:] != data.shape:
+        raise DataError(
+            f"{name} have shape {split.array.shape[1:]}: expected channels, height, width {data.shape}; "
+            "replace the files"
+        )
+    per_class = np.bincount(split.labels, minlength=len(data.labels))
+    empty = [label for label, images in zip(data.labels, per_class, strict=True) if not images]
+    if empty:
+        raise DataError(f"{name} show nothing of class {', '.join(empty)}: each class needs images; replace the files")
+
+
+def _sha256(*splits: Split) -> str:
+    """Over images and labels of each in turn."""
+    digest = hashlib.sha256()
+    for split in splits:
+        for images in _chunks(split):
+            digest.update(images.data)
+        digest.update(np.ascontiguousarray(split.labels).data)
+    return digest.hexdigest()
+
+
+def _statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation by channel. Sums of integers are exact, whatever the order and size of the chunks."""
+    channels = split.array.shape[1]
+    total, squares = np.zeros(channels, np.int64), np.zeros(channels, np.int64)
+    for images in _chunks(split):
+        total += images.sum(axis=(0, 2, 3), dtype=np.int64)
+        # The square of a byte fits 16 bits.
+        squares += np.square(images, dtype=np.uint16).sum(axis=(0, 2, 3), dtype=np.int64)
+    pixels = len(split) * math.prod(split.array.shape[2:])
+    mean = total / pixels
+    std = np.sqrt(np.maximum(squares / pixels - mean**2, 0))
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def _chunks(split: Split) -> Iterator[Images]:
+    return split.batches(max(1, _CHUNK_BYTES // math.prod(split.array.shape[1:])))
+
+
 def _split(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     """The rest, and a share of the images of each class, drawn by the seed."""
-    order = np.random.default_rng(seed).permutation(len(split.labels))
+    order = np.random.default_rng(seed).permutation(len(split))
     by_class = order[np.argsort(split.labels[order], kind="stable")]
     chosen = np.zeros(len(order), dtype=bool)
     count = round(fraction * len(order))
     chosen[by_class[(np.arange(count) * len(order)) // max(1, count)]] = True
-    return (
-        Split(split.images[~chosen], split.labels[~chosen]),
-        Split(split.images[chosen], split.labels[chosen]),
-    )
-
-
-def _resized(images: Images, size: tuple[int, int]) -> Images:
-    tensor = torch.from_numpy(images)
-    resized: Images = functional.interpolate(tensor, size, mode="bilinear", antialias=True).numpy()
-    return resized
+    return split.take(np.flatnonzero(~chosen)), split.take(np.flatnonzero(chosen))

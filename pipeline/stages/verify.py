@@ -8,7 +8,7 @@ from pipeline import metrics, registry
 from pipeline.records import DataInfo, Exported, ExportedFile, Format, Verified, VerifiedFile
 from pipeline.runfolder import RunFolder
 from pipeline.served import build_served
-from pipeline.specs import MAX_BATCH_SIZE, Images, Probabilities, Runner, Split, batches
+from pipeline.specs import MAX_BATCH_SIZE, Probabilities, Runner, Split
 
 _TEST_BATCH = 64
 _BATCH_SIZES = (1, 2, 3, MAX_BATCH_SIZE)
@@ -29,14 +29,14 @@ def verify(
         run = registry.file_format(file.format).open(folder.root / file.path, partial(build_served, model_id, data))
         files.append(_verify(file, run, data, test, reference))
         if file.format == served_format:
-            images = test.images[:MAX_BATCH_SIZE]
+            images = test.images(slice(MAX_BATCH_SIZE))
             np.savez(folder.golden, images=images, probabilities=run(images))
     return Verified(files=tuple(files))
 
 
 def _verify(file: ExportedFile, run: Runner, data: DataInfo, test: Split, reference: Probabilities) -> VerifiedFile:
-    probabilities = _ask(run, test.images, _TEST_BATCH)
-    compared = test.images[:_COMPARED_IMAGES]
+    probabilities = _ask(run, test, _TEST_BATCH)
+    compared = test.take(slice(_COMPARED_IMAGES))
     by_batch = [_ask(run, compared, size) for size in _BATCH_SIZES]
     return VerifiedFile(
         format=file.format,
@@ -49,8 +49,8 @@ def _verify(file: ExportedFile, run: Runner, data: DataInfo, test: Split, refere
     )
 
 
-def _ask(run: Runner, images: Images, batch_size: int) -> Probabilities:
-    return np.concatenate([run(part) for part in batches(images, batch_size)])
+def _ask(run: Runner, split: Split, batch_size: int) -> Probabilities:
+    return np.concatenate([run(images) for images in split.batches(batch_size)])
 
 
 def _is_sound(run: Runner, shape: tuple[int, int, int]) -> bool:

@@ -1,5 +1,6 @@
-"""Batches are index gathers from one uint8 tensor on the device."""
+"""Batches are index gathers from one uint8 tensor."""
 
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -28,13 +29,21 @@ class Normalise(torch.nn.Module):
 
 
 class Batches:
-    """The training images on the device, drawn anew for each epoch."""
+    """The training images, drawn anew for each epoch.
+
+    On a CPU they stay where they are, also in a file larger than memory; another device gets all of the array.
+    """
 
     def __init__(self, split: Split, augmentation: Augmentation, batch_size: int, device: torch.device) -> None:
         self._size = batch_size
         self._device = device
         self._labels = torch.from_numpy(split.labels).to(device)
-        self._gather = AUGMENTATIONS[augmentation](torch.from_numpy(split.images).to(device))
+        with warnings.catch_warnings():
+            # An array that is mapped from a file cannot be written to, and nobody does.
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            self._images = torch.from_numpy(split.array).to(device)
+        self._rows = torch.from_numpy(split.rows).to(device)
+        self._augment = AUGMENTATIONS[augmentation]
 
     def __len__(self) -> int:
         """Batches in an epoch, the last smaller one included."""
@@ -45,4 +54,5 @@ class Batches:
         order = torch.randperm(len(self._labels), generator=generator)
         for part in order.split(self._size):
             index = part.to(self._device)
-            yield self._gather(index, generator), self._labels[index]
+            images = self._images.index_select(0, self._rows[index])
+            yield self._augment(images, generator), self._labels[index]

@@ -180,7 +180,7 @@ class Training:
         limit = count if self.batch_limit is None else _VALIDATION_BATCH * self.batch_limit
         for start in range(0, min(count, limit), _VALIDATION_BATCH):
             chosen = slice(start, start + _VALIDATION_BATCH)
-            images = torch.from_numpy(self.validation.images[chosen]).to(self.device)
+            images = torch.from_numpy(self.validation.images(chosen)).to(self.device)
             labels = torch.from_numpy(self.validation.labels[chosen]).to(self.device)
             scores = self.network(self.normalise(images).contiguous(memory_format=torch.channels_last))
             correct = (scores.argmax(1) == labels).sum()
