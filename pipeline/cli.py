@@ -4,13 +4,14 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 import cloup
@@ -18,6 +19,9 @@ from click.core import ParameterSource
 
 from pipeline import options
 from pipeline.errors import DataUnavailableError, InputError, StorageError, ZooError
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
 
 _log = logging.getLogger("pipeline")
 
@@ -224,6 +228,64 @@ def _serve(
         log_file=Path(log_file) if log_file else None,
         say=(lambda text: None) if quiet else (lambda text: print(text, flush=True)),
     )
+
+
+@_commands.group("bench", context_settings=_CONTEXT)
+def _bench() -> None:
+    """Measure this project against what people use today."""
+
+
+@_bench.command("training", context_settings=_CONTEXT)
+@_apply(options.BENCH_TRAINING)
+@_with_console
+def _bench_training(
+    quiet: bool,
+    dataset_id: str,
+    data_dir: str | None,
+    seeds: int | None,
+    epochs: int | None,
+    quick: bool,
+    json_file: Path | None,
+    plot_file: Path | None,
+) -> None:
+    """Train this project's recipes and the usual PyTorch example in turns, and compare the times to an accuracy.
+
+    \b
+    Example: bin/bench training --quick --plot training.png
+    """
+    if quick and epochs:
+        raise InputError("--quick trains the usual example for some steps only: leave out --quick or --epochs")
+    for file in filter(None, (json_file, plot_file)):
+        # Hours later would be too late to find that it cannot be.
+        file.parent.mkdir(parents=True, exist_ok=True)
+
+    from pipeline.benchmarks import plot, reference, training
+    from pipeline.benchmarks.table import table
+
+    configs = {target: _recipe(model_id, dataset_id, data_dir) for target, model_id in training.RECIPES.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        result = training.benchmark(
+            configs,
+            Path(folder),
+            seeds=seeds or (3 if quick else 10),
+            epochs=None if quick else epochs or reference.EPOCHS,
+        )
+    if json_file:
+        result.save(json_file)
+    if plot_file:
+        plot.draw(result, plot_file)
+    if not quiet:
+        print(table(result))
+
+
+def _recipe(model_id: str, dataset_id: str, data_dir: str | None) -> "RunConfig":
+    """What `bin/train` would make of a model and a data set."""
+    from pipeline.settings import configure
+
+    typed = ["--model-id", model_id, "--dataset-id", dataset_id, "--no-save-model", "--no-resume"]
+    typed += ["--data-dir", data_dir] if data_dir else []
+    flags = _train.make_context("bin/train", typed).params
+    return configure({**flags, "model_id_given": True}, dataset_id, fallback=False, started=time.localtime())
 
 
 @_commands.group("zoo", context_settings=_CONTEXT)

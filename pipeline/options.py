@@ -5,6 +5,7 @@ Imports little: `--help` must answer at once.
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import click
@@ -61,6 +62,7 @@ NOT_NEGATIVE = FiniteRange(0)
 COUNT = click.IntRange(1)
 NOT_NEGATIVE_COUNT = click.IntRange(0)
 PORT = click.IntRange(0, 65535)
+FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
 
 Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -212,4 +214,16 @@ TRAIN = (
         cloup.option("--no-publish", is_flag=True, help="Judge and validate, but publish nothing"),
     ),
     cloup.option_group("Output", quiet, debug),
+)
+
+BENCH_TRAINING = (
+    cloup.option("--quick", is_flag=True, help="Time only some steps of the usual example, and extrapolate"),
+    cloup.option("--seeds", type=COUNT, help="Trainings of each kind [default: 10; with --quick 3]"),
+    cloup.option("--epochs", type=COUNT, help="Epochs of the usual example [default: 14, as published]"),
+    cloup.option("--dataset-id", default="mnist_v1", show_default=True, help="Data set"),
+    data_dir,
+    cloup.option("--json", "json_file", type=FILE, help="Write all figures to this file"),
+    cloup.option("--plot", "plot_file", type=FILE, help="Draw accuracy over seconds into this PNG file"),
+    quiet,
+    debug,
 )
