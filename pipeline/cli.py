@@ -262,7 +262,7 @@ def _bench_training(
     from pipeline.benchmarks import plot, reference, training
     from pipeline.benchmarks.table import table
 
-    configs = {target: _recipe(model_id, dataset_id, data_dir) for target, model_id in training.RECIPES.items()}
+    configs = {target: _recipe(flags, dataset_id, data_dir) for target, flags in training.RECIPES.items()}
     with tempfile.TemporaryDirectory() as folder:
         result = training.benchmark(
             configs,
@@ -278,11 +278,11 @@ def _bench_training(
         print(table(result))
 
 
-def _recipe(model_id: str, dataset_id: str, data_dir: str | None) -> "RunConfig":
-    """What `bin/train` would make of a model and a data set."""
+def _recipe(chosen: tuple[str, ...], dataset_id: str, data_dir: str | None) -> "RunConfig":
+    """What `bin/train` would make of these flags and a data set."""
     from pipeline.settings import configure
 
-    typed = ["--model-id", model_id, "--dataset-id", dataset_id, "--no-save-model", "--no-resume"]
+    typed = [*chosen, "--dataset-id", dataset_id, "--no-save-model", "--no-resume"]
     typed += ["--data-dir", data_dir] if data_dir else []
     flags = _train.make_context("bin/train", typed).params
     return configure({**flags, "model_id_given": True}, dataset_id, fallback=False, started=time.localtime())

@@ -24,9 +24,10 @@ from pipeline.benchmarks.comparison import (
     value_at,
 )
 from pipeline.benchmarks.table import table
+from pipeline.config import DataOptions
 from pipeline.datasets import digits_v1
 from pipeline.errors import InputError
-from pipeline.specs import Arrays, Split
+from pipeline.specs import Arrays
 
 # A small network, trained for an epoch, in place of the recipes, and small matrices for the peak.
 SMALL = """
@@ -34,7 +35,7 @@ from pipeline import cli
 from pipeline.benchmarks import machine, training
 from pipeline.models import mnist_fcn_v1
 machine._SIDE_ON_A_CPU = 256
-training.RECIPES = {0.3: "mnist_fcn_v1", 0.99: "mnist_fcn_v1"}
+training.RECIPES = dict.fromkeys((0.3, 0.99), ("--model-id", "mnist_fcn_v1"))
 mnist_fcn_v1.recipe = lambda dataset_id: mnist_fcn_v1.Recipe(epochs=1)
 cli.main()
 """
@@ -115,11 +116,11 @@ def test_the_example_has_the_published_size_and_its_operations_are_counted() -> 
 
 
 def test_the_example_reads_what_was_written_and_follows_its_schedule(tmp_path: Path) -> None:
-    train, test = digits_v1.load(Path())
-    few = Split(train.images[:150], train.labels[:150])
+    train, test, _ = digits_v1.load(DataOptions(Path(), None, 1))
+    few = train.take(slice(150))
     reference.write(Arrays(few, test), tmp_path)
     read = MNIST(str(tmp_path))
-    assert (read.data.numpy() == few.images[:, 0]).all()
+    assert (read.data.numpy() == few.images(slice(None))[:, 0]).all()
     assert (read.targets.numpy() == few.labels).all()
     example = reference.Example(tmp_path, 1, torch.device("cpu"))
     before = example.accuracy(test)
@@ -159,7 +160,7 @@ def test_quick_times_steps_and_says_so(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(machine, "_SIDE_ON_A_CPU", 256)
     monkeypatch.setattr(training, "_WARM_UP_STEPS", 1)
     monkeypatch.setattr(training, "_TIMED_STEPS", 3)
-    config = cli._recipe("mnist_fcn_v1", "digits_v1", None)
+    config = cli._recipe(("--model-id", "mnist_fcn_v1"), "digits_v1", None)
     short = config.model_copy(update={"train": config.train.model_copy(update={"max_steps": 2})})
     result = training.benchmark({0.01: short, 0.75: short}, tmp_path, seeds=1, epochs=None)
     assert (result.quick, result.reference.basis) == (True, "extrapolated")
@@ -174,7 +175,7 @@ def test_quick_times_steps_and_says_so(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_quick_has_nothing_to_extrapolate_from_on_other_data(tmp_path: Path) -> None:
-    config = cli._recipe("mnist_fcn_v1", "digits_v1", None)
+    config = cli._recipe(("--model-id", "mnist_fcn_v1"), "digits_v1", None)
     with pytest.raises(InputError, match="leave out --quick"):
         training.benchmark({0.99: config}, tmp_path, seeds=1, epochs=None)
 

@@ -99,11 +99,12 @@ class Example:
         """Share of the test images that are classified rightly, in eval mode."""
         self.network.eval()
         right = 0
-        for start in range(0, len(test.labels), _TEST_BATCH):
-            images = torch.from_numpy(test.images[start : start + _TEST_BATCH]).to(self.device)
+        for start in range(0, len(test), _TEST_BATCH):
+            chosen = slice(start, start + _TEST_BATCH)
+            images = torch.from_numpy(test.images(chosen)).to(self.device)
             answers = self.network((images / 255 - _MEAN) / _STD).argmax(1).cpu().numpy()
-            right += int((answers == test.labels[start : start + _TEST_BATCH]).sum())
-        return right / len(test.labels)
+            right += int((answers == test.labels[chosen]).sum())
+        return right / len(test)
 
 
 def write(arrays: Arrays, folder: Path) -> None:
@@ -111,7 +112,7 @@ def write(arrays: Arrays, folder: Path) -> None:
     raw = folder / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for name, split in (("train", arrays.train), ("t10k", arrays.test)):
-        images = split.images[:, 0]
+        images = split.images(slice(None))[:, 0]
         (raw / f"{name}-images-idx3-ubyte").write_bytes(_header(images.shape) + images.tobytes())
         labels = split.labels.astype(np.uint8)
         (raw / f"{name}-labels-idx1-ubyte").write_bytes(_header(labels.shape) + labels.tobytes())
