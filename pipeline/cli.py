@@ -204,7 +204,7 @@ def _infer(
 @cloup.option("--http-port", type=options.PORT, default=8000, show_default=True, help="0: a free one")
 @cloup.option("--grpc-port", type=options.PORT, default=8001, show_default=True, help="0: a free one")
 @cloup.option("--metrics-port", type=options.PORT, default=8002, show_default=True, help="0: a free one")
-@cloup.option("--log-file", metavar="FILE", help="Triton's log [default: a temporary file]")
+@cloup.option("--log-file", metavar="FILE", help="Where Triton's log goes [default: it is not kept]")
 @options.quiet
 @options.debug
 @_with_console
@@ -341,9 +341,9 @@ def _list(quiet: bool, model_repository: str | None) -> None:
 def _rollback(quiet: bool, name: str, model_repository: str | None) -> None:
     """Make the version live that was live before."""
     from pipeline import settings
-    from pipeline.triton import repository
+    from pipeline.triton import publishing
 
-    before, now = repository.rollback(settings.folder(model_repository, "model_repository"), name)
+    before, now = publishing.rollback(settings.folder(model_repository, "model_repository"), name)
     if not quiet:
         print(f"{name}: version {now} is live again, after version {before}")
 

@@ -11,8 +11,8 @@ _SMALLEST = np.finfo(np.float32).tiny
 def measure(probabilities: Probabilities, labels: Labels, names: tuple[str, ...]) -> Metrics:
     """Probabilities [N, K] and labels [N] to accuracy, mean negative log-likelihood and per-class measures.
 
-    A row that holds a NaN counts as wrong: its class is the first one that is NaN. Precision,
-    recall and F1 as in van Rijsbergen 1979, chapter 7.
+    A row that holds a NaN counts as an answer of the first class that is NaN. Precision, recall and
+    F1 as in van Rijsbergen 1979, chapter 7.
     """
     classes = len(names)
     answers = probabilities.argmax(axis=1)

@@ -4,6 +4,7 @@ Units: seconds, milliseconds where a name ends in `_ms`, bytes, shares between 0
 relative to the run's folder, so that a run folder can be moved.
 """
 
+import math
 import os
 from pathlib import Path
 from typing import Literal, Self
@@ -39,9 +40,12 @@ class Record(BaseModel):
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` in one step that survives a crash of the machine."""
+    """Replace `path` by `content` in one step that survives a crash of the machine.
+
+    For one writer at a time: what a killed one left has the same name, and is overwritten by the next.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -177,7 +181,7 @@ class VerifiedFile(Record):
     `largest_difference`: of any probability, to PyTorch, over the whole test set;
     `agreement`: share of test images with the same answer;
     `batch_difference`: largest difference between answers at batches 1, 2, 3 and the maximum;
-    `finite`: answers to zeros, ones and noise are finite and each row sums to 1.
+    `finite`: answers to test images, zeros, ones and noise are finite and each row sums to 1.
     """
 
     format: Format
@@ -237,7 +241,8 @@ class Gate(Record):
         """What was measured against what, for a person."""
         unit = f" {self.unit}" if self.unit else ""
         wanted = "at least" if self.relation == ">=" else "at most"
-        return f"{self.name} is {self.measured:.4g}{unit}, must be {wanted} {self.threshold:g}{unit} ({self.detail})"
+        measured = "not a number (NaN)" if math.isnan(self.measured) else f"{self.measured:.4g}{unit}"
+        return f"{self.name} is {measured}, must be {wanted} {self.threshold:g}{unit} ({self.detail})"
 
 
 class Gated(Record):

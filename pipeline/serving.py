@@ -1,6 +1,5 @@
 """Serve a model repository by the embedded Triton until told to stop."""
 
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,26 +20,25 @@ def serve(
     """
     if not repository.is_dir():
         raise FolderError(f"{repository} is not a folder: release a model by bin/train, or name --model-repository")
-    with tempfile.TemporaryDirectory(prefix="zoo-serve-") as temporary:
-        options = ServerOptions(
-            repository=repository,
-            log_file=log_file or Path(temporary) / "triton.log",
-            control="poll",
-            # One bad model must not keep the others from being served.
-            exit_on_error=False,
-            host=host,
-            http_port=ports[0],
-            grpc_port=ports[1],
-            metrics_port=ports[2],
-        )
-        with running(options) as server:
-            server.wait_live(time.monotonic() + _SECONDS_TO_LIVE)
-            say(f"Triton {server.version} serves {repository}: HTTP {server.http_url}, gRPC {server.grpc_url}")
-            models = client.models(server.http_url)
-            for name, version, state, reason in models:
-                say(f"  {name} version {version} {state}{reason and ': '}{reason}")
-            if not models:
-                say("  no models yet: a release by bin/train goes live within seconds")
-            say(f"try: bin/infer --url {server.http_url} --model-repository {repository}     stop: Ctrl-C")
-            status = server.wait()
-            raise ServerError(f"Triton stopped by itself (status {status}): {server.log_tail(1)}")
+    options = ServerOptions(
+        repository=repository,
+        log_file=log_file,
+        control="poll",
+        # One bad model must not keep the others from being served.
+        exit_on_error=False,
+        host=host,
+        http_port=ports[0],
+        grpc_port=ports[1],
+        metrics_port=ports[2],
+    )
+    with running(options) as server:
+        server.wait_live(time.monotonic() + _SECONDS_TO_LIVE)
+        say(f"Triton {server.version} serves {repository}: HTTP {server.http_url}, gRPC {server.grpc_url}")
+        models = client.models(server.http_url)
+        for name, version, state, reason in models:
+            say(f"  {name} version {version} {state}{reason and ': '}{reason}")
+        if not models:
+            say("  no models yet: a release by bin/train goes live within seconds")
+        say(f"try: bin/infer --url {server.http_url} --model-repository {repository}     stop: Ctrl-C")
+        status = server.wait()
+        raise ServerError(f"Triton stopped by itself (status {status}): {server.log_tail(1)}")

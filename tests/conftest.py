@@ -1,8 +1,11 @@
-"""One real release, made once and asked by many tests."""
+"""Real commands: what they make, and what they leave. One release, made once, is asked by many tests."""
 
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +72,48 @@ def run_command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         check=False,
         timeout=240,
     )
+
+
+def start_command(*arguments: str, cwd: Path, temporary: Path) -> subprocess.Popen[str]:
+    """The same, while it runs; `temporary` is its folder for temporary files."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline", *arguments],
+        cwd=cwd,
+        env={**environment(), "TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_until(done: Callable[[], bool], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.05)
+
+
+def processes(temporary: Path, program: str = "") -> list[int]:
+    """Ids of a command and of all that it started, told by their folder for temporary files; not of the dead."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # ended meanwhile, or another user's
+            variables = (folder / "environ").read_bytes().split(b"\0")
+            if f"TMPDIR={temporary}".encode() in variables and program in (folder / "cmdline").read_text():
+                found.append(int(folder.name))
+    return found
+
+
+def shared_memory(guards: list[int]) -> list[Path]:
+    """Of the servers of these guard processes."""
+    return [path for guard in guards for path in Path("/dev/shm").glob(f"zoo-triton-{guard}-*")]
+
+
+def assert_nothing_left(temporary: Path, guards: list[int]) -> None:
+    wait_until(lambda: processes(temporary) == [], 15, "all processes have ended")
+    # torch.export makes one empty folder for each user, and uses it no more.
+    assert [path for path in temporary.rglob("*") if not path.name.startswith("torchinductor_")] == []
+    assert shared_memory(guards) == []
 
 
 @pytest.fixture(scope="session")

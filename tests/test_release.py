@@ -5,18 +5,28 @@ import json
 import re
 import shutil
 import signal
+import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import NAME, Workplace, environment, run_command
+from conftest import (
+    NAME,
+    Workplace,
+    assert_nothing_left,
+    processes,
+    run_command,
+    shared_memory,
+    start_command,
+    wait_until,
+)
 
 from pipeline.errors import ServerError
-from pipeline.triton import client, repository
+from pipeline.triton import client, repository, storage
 
 RUN_FILES = [
     "pipeline.log",
@@ -89,10 +99,17 @@ def test_accuracy_in_metrics_is_what_the_served_file_answers(released: Workplace
 
 
 @pytest.fixture
-def server(workplace: Workplace) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+def temporary(tmp_path: Path) -> Path:
+    """The folder for temporary files of a test's command."""
+    (tmp_path / "tmp").mkdir()
+    return tmp_path / "tmp"
+
+
+@pytest.fixture
+def server(workplace: Workplace, temporary: Path) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
     """`bin/serve` on free ports: the process, its HTTP and its gRPC address."""
-    command = [sys.executable, "-m", "pipeline", "serve", "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
-    process = subprocess.Popen(command, cwd=workplace.folder, env=environment(), stdout=subprocess.PIPE, text=True)
+    free = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
+    process = start_command("serve", *free, cwd=workplace.folder, temporary=temporary)
     try:
         assert process.stdout is not None
         found = re.search(r"HTTP (\S+), gRPC (\S+)", process.stdout.readline())
@@ -113,7 +130,7 @@ def wait_for_version(url: str, version: int, seconds: float) -> None:
 
 
 def test_served_published_again_rolled_back_and_stopped(
-    workplace: Workplace, server: tuple[subprocess.Popen[str], str, str]
+    workplace: Workplace, server: tuple[subprocess.Popen[str], str, str], temporary: Path
 ) -> None:
     process, http, grpc = server
     with np.load(workplace.repository / NAME / "1" / "golden.npz") as golden:
@@ -135,10 +152,82 @@ def test_served_published_again_rolled_back_and_stopped(
     assert back.returncode == 0, back.stderr
     wait_for_version(http, 1, 5)
 
+    guards = processes(temporary, "guard.py")
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 143
     with pytest.raises(ServerError):
         client.models(http)
+    assert_nothing_left(temporary, guards)
+
+
+def test_nothing_outlives_a_killed_serve(server: tuple[subprocess.Popen[str], str, str], temporary: Path) -> None:
+    guards = processes(temporary, "guard.py")
+    assert shared_memory(guards)
+    server[0].kill()
+    server[0].wait()
+    assert_nothing_left(temporary, guards)
+
+
+# What a run writes in the midst of its training, when its server starts, when that is asked, and when it has answered.
+MOMENTS = (
+    ("checkpoints/last.pt", ""),
+    ("pipeline.log", "stage card begins"),
+    ("pipeline.log", "stage validate begins"),
+    ("pipeline.log", "stage publish begins"),
+)
+
+
+def kill_when_written(command: tuple[str, ...], path: Path, text: str, cwd: Path, temporary: Path) -> None:
+    """Start the command, kill it when the text stands in the file once more than before, and look for what is left."""
+
+    def count() -> int:
+        return path.read_bytes().count(text.encode()) if path.exists() else 0
+
+    before = count()
+    process = start_command(*command, cwd=cwd, temporary=temporary)
+    wait_until(lambda: count() > before or process.poll() is not None, 120, f"{text} in {path}")
+    guards = processes(temporary, "guard.py")
+    process.kill()
+    output, _ = process.communicate()
+    assert process.returncode == -signal.SIGKILL, output
+    assert_nothing_left(temporary, guards)
+
+
+def test_killed_at_one_stage_after_another_the_same_command_ends_well(tmp_path: Path, temporary: Path) -> None:
+    command = ("train", "--dataset-id", "digits_v1", "--epochs", "6", "--output-dir", "run", "--skip-visualizations")
+    root = tmp_path / "model_repository"
+    root.mkdir()
+    # The publish then waits for us, so that it cannot be over before it is killed; test_repository kills it later.
+    with storage.locked(root):
+        for file, text in MOMENTS:
+            kill_when_written(command, tmp_path / "run" / file, text, tmp_path, temporary)
+    assert [path.name for path in root.iterdir()] == [".lock"]
+    done = run_command(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert repository.live_version(root, NAME) == 1
+    repository.verify_version(root, NAME, 1)
+    assert sorted(path.name for path in root.iterdir()) == [".lock", "history.jsonl", NAME]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model_repository", "run", "tmp"]
+    assert list((tmp_path / "run").rglob("*.tmp")) == []
+
+
+def test_two_at_once_are_both_released_while_the_usual_ports_are_taken(workplace: Workplace, temporary: Path) -> None:
+    shutil.copytree(workplace.run, workplace.folder / "other")
+    command = ("train", "--dataset-id", "digits_v1", "--epochs", "6", "--skip-visualizations", "--output-dir")
+    with ExitStack() as sockets:
+        for port in (8000, 8001, 8002):
+            with suppress(OSError):  # taken by another process, which is as good
+                sockets.enter_context(socket.socket()).bind(("127.0.0.1", port))
+        both = [
+            start_command(*command, folder, cwd=workplace.folder, temporary=temporary) for folder in ("run", "other")
+        ]
+        outputs = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert repository.versions(workplace.repository, NAME) == [1, 2, 3]
+    assert repository.live_version(workplace.repository, NAME) == 3
+    for version in (1, 2, 3):
+        repository.verify_version(workplace.repository, NAME, version)
+    assert_nothing_left(temporary, [])
 
 
 def test_without_a_server_the_released_file_answers(workplace: Workplace) -> None:

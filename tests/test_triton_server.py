@@ -3,6 +3,7 @@
 The models are tiny: one matrix, so that a row's answer says which row was asked.
 """
 
+import http.client
 import os
 import signal
 import socket
@@ -11,10 +12,10 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -22,11 +23,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from conftest import assert_nothing_left, processes, shared_memory, wait_until
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.errors import PortInUseError, ServerError
 from pipeline.specs import Images, Probabilities
-from pipeline.triton import client, model_config
+from pipeline.triton import client, guard, model_config, ports
 from pipeline.triton.server import Server, ServerOptions, running
 
 SHAPE = (2, 3, 4)
@@ -95,11 +97,25 @@ class OtherName(Tiny):
         return super().forward(picture)
 
 
-def trace(module: torch.nn.Module, path: Path) -> None:
+class Slow(Tiny):
+    """Takes as long as an image's pixels are bright, and no time for the zeros that it is loaded with."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        scores = image.flatten(1).float() @ self.matrix
+        zeros = torch.zeros(256, 256)
+        for _ in range(int(image.sum()) // 2):
+            zeros = zeros @ zeros
+        return torch.softmax(scores + zeros.sum(), dim=1)
+
+
+def save_torchscript(module: torch.nn.Module, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*torch\.jit")  # deprecated, and what Triton wants
-        traced = torch.jit.trace(module.eval(), torch.from_numpy(images(2)))
-        torch.jit.save(traced, path)
+        if isinstance(module, Slow):  # tracing would unroll its loop
+            script = torch.jit.script(module.eval())
+        else:
+            script = torch.jit.trace(module.eval(), torch.from_numpy(images(2)))
+        torch.jit.save(script, path)
 
 
 def add_version(
@@ -119,7 +135,7 @@ def add_version(
     if isinstance(file, onnx.ModelProto):
         onnx.save_model(file, folder / "model.onnx")
     elif file is not None:
-        trace(file, folder / "model.pt")
+        save_torchscript(file, folder / "model.pt")
 
 
 def point_at(model: Path, version: int) -> None:
@@ -141,13 +157,6 @@ def options(repository: Path, control: Literal["poll", "explicit"], *load: str) 
         metrics_port=0,
         load=load,
     )
-
-
-def wait_until(done: Callable[[], bool], seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.05)
 
 
 # What the file of each bad model has, and what must stand in the server's reason.
@@ -262,6 +271,19 @@ def test_a_taken_port_is_named(tmp_path: Path, port: str) -> None:
     assert not log.exists()
 
 
+def test_a_port_that_was_chosen_stays_free_for_the_server() -> None:
+    chosen = ports.choose("127.0.0.1", {"--http-port": 0, "--grpc-port": 0})
+    assert len(set(chosen.values())) == 2
+    for port in chosen.values():
+        # To the kernel it is in use, but not to a server.
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", port))
+        with socket.socket() as server:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind(("127.0.0.1", port))
+            server.listen()
+
+
 def test_no_server_is_said_to_be_not_there() -> None:
     with socket.socket() as listener:  # bound but not listening: refused, and nobody else takes it
         listener.bind(("127.0.0.1", 0))
@@ -302,40 +324,49 @@ def test_polling_goes_live_after_one_rename_and_no_request_fails(tmp_path: Path)
         assert client.top_labels(started.http_url, "digits", batch) == [LABELS[i] for i in after.argmax(axis=1)]
 
 
+# The moments at which it says something are its server's start and the end of that.
 OWNER = """
 import sys, time
 from pathlib import Path
 from pipeline.triton.server import ServerOptions, running
 
-options = ServerOptions(Path(sys.argv[1]), Path(sys.argv[2]), "explicit", False, "127.0.0.1", 0, 0, 0, load=("digits",))
+options = ServerOptions(
+    Path(sys.argv[1]), None, "explicit", False, "127.0.0.1", 0, 0, 0, drain_seconds=int(sys.argv[2]), load=("digits",)
+)
 with running(options) as server:
-    server.wait_live(time.monotonic() + 60)
     print(server.pid, flush=True)
+    server.wait_live(time.monotonic() + 60)
+    print(server.http_url, flush=True)
     time.sleep(600)
 """
 
 
-def command_lines() -> dict[int, str]:
-    """Of all processes, by process id."""
-    lines = {}
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            lines[int(path.parent.name)] = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:  # ended meanwhile
-            continue
-    return lines
+@dataclass(frozen=True)
+class Owner:
+    """A process that runs a server, and all that this server has: it lies in the owner's temporary folder."""
+
+    process: subprocess.Popen[str]
+    guard: int
+    temporary: Path
+
+    def says(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def processes(self, program: str) -> list[int]:
+        return processes(self.temporary, program)
+
+    def assert_nothing_left(self) -> None:
+        assert_nothing_left(self.temporary, [self.guard])
 
 
 @contextmanager
-def owner(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """A process that runs a server, whose temporary folder is `tmp_path / "tmp"`; and its guard's id."""
-    repository = tmp_path / "models"
-    add_version(repository / "digits", 1, "onnxruntime", onnx_model())
-    point_at(repository / "digits", 1)
+def owner(tmp_path: Path, drain_seconds: int = 5) -> Iterator[Owner]:
     (tmp_path / "tmp").mkdir()
     process = subprocess.Popen(
-        [sys.executable, "-c", OWNER, str(repository), str(tmp_path / "triton.log")],
+        [sys.executable, "-c", OWNER, str(tmp_path / "models"), str(drain_seconds)],
         stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # KeyboardInterrupt's traceback
         text=True,
         cwd=Path(__file__).parent.parent,
         env={**os.environ, "TMPDIR": str(tmp_path / "tmp")},
@@ -343,86 +374,130 @@ def owner(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     with process:
         try:
             assert process.stdout is not None
-            yield process, int(process.stdout.readline())
+            yield Owner(process, int(process.stdout.readline()), tmp_path / "tmp")
         finally:
             process.kill()
 
 
-@dataclass(frozen=True)
-class Left:
-    """What there is of a server, by the name of its guard's folder, which all of it carries."""
-
-    folder: Path
-
-    def processes(self, program: str = "") -> list[int]:
-        return [pid for pid, line in command_lines().items() if f"/{self.folder.name}" in line and program in line]
-
-    def shared_memory(self) -> list[str]:
-        return [path.name for path in Path("/dev/shm").glob(f"{self.folder.name}*")]
-
-    def folders(self) -> list[str]:
-        return [path.name for path in self.folder.parent.glob("*zoo-triton-*")]
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """A repository with the one model `digits`."""
+    add_version(tmp_path / "models" / "digits", 1, "onnxruntime", onnx_model())
+    point_at(tmp_path / "models" / "digits", 1)
+    return tmp_path / "models"
 
 
 @pytest.fixture
-def server_of_other_process(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int, Left]]:
-    with owner(tmp_path) as (process, guard):
-        (folder,) = (tmp_path / "tmp").glob(f"zoo-triton-{guard}-*")
-        left = Left(folder)
+def live_owner(tmp_path: Path, models: Path) -> Iterator[Owner]:
+    with owner(tmp_path) as started:
+        assert started.says()
         # Or the tests would look for the wrong things.
-        assert len(left.processes("bin/tritonserver ")) == 1
-        assert left.processes("triton_python_backend_stub ")
-        assert left.shared_memory()
-        yield process, guard, left
+        assert len(started.processes("--backend-directory=")) == 1
+        assert started.processes("triton_python_backend_stub\0")
+        assert list(started.temporary.rglob("python_env_*"))
+        assert shared_memory([started.guard])
+        yield started
     # Where a test failed, the next ones shall not find this.
-    for name in left.shared_memory():
-        Path("/dev/shm", name).unlink()
-
-
-def assert_nothing_left(guard: int, left: Left) -> None:
-    wait_until(lambda: guard not in command_lines(), 20, "the guard has ended")
-    assert left.processes() == []
-    assert left.folders() == []
-    assert left.shared_memory() == []
+    for path in shared_memory([started.guard]):
+        path.unlink()
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
-def test_nothing_outlives_an_owner_that_is_killed(
-    server_of_other_process: tuple[subprocess.Popen[str], int, Left], how: signal.Signals
-) -> None:
-    process, guard, left = server_of_other_process
-    process.send_signal(how)
-    process.wait(10)
-    assert_nothing_left(guard, left)
+def test_nothing_outlives_an_owner_that_is_killed(live_owner: Owner, how: signal.Signals) -> None:
+    live_owner.process.send_signal(how)
+    live_owner.process.wait(10)
+    live_owner.assert_nothing_left()
 
 
-def test_nothing_outlives_a_server_that_is_killed(
-    server_of_other_process: tuple[subprocess.Popen[str], int, Left],
+@pytest.mark.parametrize("drain_seconds", [0, 5])
+@pytest.mark.parametrize("program", ["guard.py", "--backend-directory=", "triton_python_backend_stub\0"])
+@pytest.mark.usefixtures("models")
+def test_nothing_outlives_an_owner_that_is_killed_while_its_server_starts(
+    tmp_path: Path, program: str, drain_seconds: int
 ) -> None:
-    _, guard, left = server_of_other_process
-    (tritonserver,) = left.processes("bin/tritonserver ")
+    with owner(tmp_path, drain_seconds) as started:
+        wait_until(lambda: started.processes(program) != [], 10, f"{program} runs")
+        started.process.kill()
+        started.process.wait()
+        started.assert_nothing_left()
+
+
+def test_nothing_outlives_a_server_that_is_killed(live_owner: Owner) -> None:
+    (tritonserver,) = live_owner.processes("--backend-directory=")
     os.kill(tritonserver, signal.SIGKILL)
-    # The owner still lives and has not reaped its guard, which is a zombie without a command line.
-    wait_until(lambda: not command_lines().get(guard), 20, "the guard has ended")
-    assert_nothing_left(-1, left)
+    wait_until(lambda: live_owner.processes("") == [live_owner.process.pid], 10, "only the owner runs")
+    live_owner.process.kill()
+    live_owner.process.wait(10)
+    live_owner.assert_nothing_left()
 
 
 def test_what_a_killed_guard_left_is_removed_by_the_next(
-    server_of_other_process: tuple[subprocess.Popen[str], int, Left], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    live_owner: Owner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process, guard, left = server_of_other_process
-    (tritonserver,) = left.processes("bin/tritonserver ")
-    for pid in (guard, tritonserver, *left.processes("triton_python_backend_stub ")):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.kill()
-    process.wait(10)
-    wait_until(lambda: left.processes() == [], 10, "all processes have ended")
-    assert left.folders() == [left.folder.name]
-    assert left.shared_memory()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    os.kill(live_owner.guard, signal.SIGKILL)
+    wait_until(lambda: live_owner.processes("") == [live_owner.process.pid], 10, "server and stubs have ended")
+    live_owner.process.kill()
+    live_owner.process.wait(10)
+    assert list(live_owner.temporary.iterdir())
+    monkeypatch.setattr(tempfile, "tempdir", str(live_owner.temporary))
     (tmp_path / "empty").mkdir()
     with running(options(tmp_path / "empty", "explicit")) as started:
         started.wait_live(time.monotonic() + 60)
-    assert left.folders() == []
-    assert left.shared_memory() == []
+    live_owner.assert_nothing_left()
+
+
+@pytest.fixture
+def slow_models(tmp_path: Path) -> Path:
+    """A repository with the one model `digits`, which takes about a second for two images."""
+    add_version(tmp_path / "models" / "digits", 1, "pytorch", Slow(MATRIX))
+    point_at(tmp_path / "models" / "digits", 1)
+    return tmp_path / "models"
+
+
+def is_busy(temporary: Path) -> bool:
+    (path,) = temporary.glob("zoo-triton-*/busy")
+    with path.open() as file:
+        return guard.is_locked(file.fileno())
+
+
+def test_an_idle_server_ends_at_once_though_a_client_is_connected(models: Path) -> None:
+    with running(options(models, "poll")) as started:
+        started.wait_live(time.monotonic() + 60)
+        connected = http.client.HTTPConnection(started.http_url)
+        connected.request("GET", "/v2")
+        assert connected.getresponse().read()
+        client.classify_http(started.http_url, "digits", images(2))
+        begin = time.monotonic()
+    assert time.monotonic() - begin < 1.5
+    connected.close()
+
+
+@pytest.mark.parametrize("ask", [client.classify_http, client.classify_grpc])
+def test_requests_that_run_are_answered_before_the_end(
+    tmp_path: Path, slow_models: Path, ask: client.Classify, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    batch = images(2)
+    with ThreadPoolExecutor(1) as pool:
+        with running(replace(options(slow_models, "explicit", "digits"), drain_seconds=30)) as started:
+            started.wait_live(time.monotonic() + 60)
+            url = started.http_url if ask is client.classify_http else started.grpc_url
+            answer = pool.submit(ask, url, "digits", batch)
+            wait_until(lambda: is_busy(tmp_path / "tmp"), 10, "the request runs")
+        np.testing.assert_allclose(answer.result(), expected(batch), atol=1e-5)
+
+
+def test_one_who_asks_twice_does_not_wait_for_requests_that_run(tmp_path: Path, slow_models: Path) -> None:
+    with ThreadPoolExecutor(1) as pool, owner(tmp_path, drain_seconds=50) as started:
+        # So many take a minute.
+        answer = pool.submit(client.classify_http, started.says(), "digits", images(128))
+        wait_until(lambda: is_busy(tmp_path / "tmp"), 10, "the request runs")
+        started.process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            started.process.wait(1)
+        started.process.send_signal(signal.SIGINT)
+        started.process.wait(5)
+        started.assert_nothing_left()
+        with pytest.raises(ServerError):
+            answer.result()

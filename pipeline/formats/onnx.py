@@ -15,9 +15,6 @@ from pipeline.specs import INPUT, OUTPUT, Images, Probabilities, Runner
 FORMAT = "onnx"
 SUFFIX = ".onnx"
 
-# Nothing here reports to anyone, and the reports' files would stay behind.
-onnxruntime.disable_telemetry_events()
-
 # The newest that ONNX Runtime 1.19, in Triton's image 24.10, loads.
 _HIGHEST_IR = 10
 _HIGHEST_OPSET = 20

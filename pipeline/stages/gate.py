@@ -44,7 +44,7 @@ def gate(
             _judge("difference between batch sizes", file.batch_difference, "<=", _MAX_DIFFERENCE, "", _MAX_DIFFERENCE,
                    f"batches of {', '.join(map(str, file.batch_sizes))} images"),
             _judge("sound answers", float(file.finite), ">=", 1.0, "", 1.0,
-                   "finite and summing to 1 for zeros, ones and noise"),
+                   "finite and summing to 1 for all test images, zeros, ones and noise"),
         ),
     )  # fmt: skip
 
@@ -70,5 +70,7 @@ def _worst_class(metrics: Metrics) -> tuple[float, str]:
     empty = [entry.label for entry in metrics.per_class if entry.recall is None]
     if empty:
         return math.nan, f"no test images of class {', '.join(empty)}"
-    recall, label = min((entry.recall, entry.label) for entry in metrics.per_class if entry.recall is not None)
+    recalls = [(entry.recall, entry.label) for entry in metrics.per_class if entry.recall is not None]
+    # Python's min() alone passes over a NaN.
+    recall, label = min(recalls, key=lambda pair: (not math.isnan(pair[0]), pair[0]))
     return recall, f"worst class: {label}"

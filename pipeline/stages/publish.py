@@ -21,7 +21,7 @@ from pipeline.records import (
     Verified,
 )
 from pipeline.runfolder import RunFolder
-from pipeline.triton import repository
+from pipeline.triton import publishing, repository
 
 
 class ReleaseInputs(NamedTuple):
@@ -63,7 +63,7 @@ def publish(
         **{**inputs._asdict(), "trained": _without_series(inputs.trained)},
     )
     content = release.model_dump_json(indent=2).encode() + b"\n"
-    version, previous = repository.publish_version(root, assembled.name, source, content)
+    version, previous = publishing.publish_version(root, assembled.name, source, content)
     return Published(name=assembled.name, version=version, previous=previous, repository=str(root))
 
 

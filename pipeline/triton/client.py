@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -93,5 +94,5 @@ def _server(what: str) -> Iterator[None]:
         yield
     except InferenceServerException as error:
         raise ServerError(f"the server refused a request for {what}: {error.message()}") from None
-    except OSError as error:
+    except (OSError, HTTPException) as error:  # the second where the server goes before it has answered
         raise ServerError(f"no Triton server answers for {what} ({error}): start bin/serve") from None

@@ -1,11 +1,12 @@
 """Stands between a program and the Triton server it started, so that nothing outlives the program.
 
-    python -I -S guard.py TEMPORARY PYTHON_BACKEND STUB BACKENDS STOP_SECONDS TRITONSERVER [ARGUMENT ...]
+    python -I -S guard.py TEMPORARY PYTHON_BACKEND STUB BACKENDS DRAIN_SECONDS TRITONSERVER [ARGUMENT ...]
 
 Standard input is a pipe whose other end only the program holds. When it closes (the program ended
-or was killed), or on SIGTERM or SIGINT, the server is stopped. Whatever ended the server, its Python
-stubs, shared memory and backend folder are gone when the guard exits, with the server's status. If
-the guard itself is killed, the kernel stops the server, and the next guard removes what is left.
+or was killed), or on SIGTERM or SIGINT, the server is stopped: requests that run may go on for
+DRAIN_SECONDS, unless a further signal comes. Whatever ended the server, its Python stubs, shared
+memory and backend folder are gone when the guard exits, with the server's status. If the guard itself
+is killed, the kernel kills the server, and the next guard removes what is left.
 
 This file imports nothing but the standard library, and little of that: it must start at once.
 """
@@ -16,15 +17,31 @@ import os
 import select
 import shutil
 import signal
+import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 SHARED_MEMORY = Path("/dev/shm")
 NAME_PREFIX = "zoo-triton-"
 
+# Where the Python backend unpacks environments. It makes this folder for each of the backends, whether or not a
+# model has one, and removes it only at a clean end. In our copy of its library the path is relative, of the
+# same length: so the folder lies in the server's own, and goes with it.
+ENVIRONMENTS = b"/tmp/python_env_"
+OWN_ENVIRONMENTS = b".////python_env_"
+
+# The backends lock this file, whose path they find under this name, while requests run. Triton itself does not
+# say when none runs any more, and then takes 1.4 s to end each stub, and up to five for clients that stay connected.
+BUSY_FILE = "ZOO_TRITON_BUSY_FILE"
+# For requests that come or wait between Triton and a backend, and for answers on their way to their clients.
+QUIET_SECONDS = 0.5
+
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+
+Server = subprocess.Popen[bytes]
 
 
 def remove(folder: Path) -> None:
@@ -54,62 +71,109 @@ def remove_stale(temporary: Path) -> None:
             os.close(lock)
 
 
+def make_locked(folder: Path) -> None:
+    """Make a folder that stays locked until this process and all that it starts have ended."""
+    while True:
+        folder.mkdir(mode=0o700)
+        with suppress(FileNotFoundError):
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if os.fstat(lock).st_nlink:
+                os.set_inheritable(lock, True)
+                return
+            os.close(lock)
+        # Another guard was quicker, and has removed it as stale.
+
+
+def busy_file(folder: Path) -> Path:
+    return folder / "busy"
+
+
 def fill_backend_folder(folder: Path, python_backend: Path, stub: Path, backends: Path) -> None:
-    """Make the folder for --backend-directory, locked until guard, server and stubs have all ended."""
-    staging = folder.with_name(f".{folder.name}")
-    (staging / "python").mkdir(mode=0o700, parents=True)
-    lock = os.open(staging, os.O_RDONLY | os.O_DIRECTORY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    os.set_inheritable(lock, True)
+    """Make the content of the folder for --backend-directory."""
+    python = folder / "python"
+    python.mkdir()
     for file in (*python_backend.iterdir(), stub):
-        shutil.copy(file, staging / "python")  # Triton refuses a library that links out of here
+        shutil.copy(file, python)  # Triton refuses a library that links out of here
+    library = python / "libtriton_python.so"
+    library.write_bytes(library.read_bytes().replace(ENVIRONMENTS, OWN_ENVIRONMENTS))
     for backend in backends.glob("*/model.py"):
-        (staging / backend.parent.name).symlink_to(backend.parent)
-    # Visible only once it is locked, or another guard would take it for a stale one.
-    staging.rename(folder)
+        (folder / backend.parent.name).symlink_to(backend.parent)
+    busy_file(folder).touch()
 
 
-def start(command: list[str]) -> int:
-    """Start the server in a process group of its own; the kernel stops it if this process dies."""
+def start(command: list[str], folder: Path) -> Server:
+    """Start the server in a process group of its own; the kernel kills it if this process dies.
+
+    Returns when the server's program runs, so that no signal meets it half made.
+    """
     prctl = ctypes.CDLL(None).prctl
     prctl(PR_SET_CHILD_SUBREAPER, 1)  # stubs that lose the server become our children
     guard = os.getpid()
-    server = os.fork()
-    if server:
-        return server
-    try:
-        os.setpgid(0, 0)
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and exec keeps that
-        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() == guard:
-            os.execv(command[0], command)
-    except OSError as error:
-        print(f"cannot run {command[0]}: {error}", file=sys.stderr, flush=True)
-    os._exit(127)
+
+    def die_with_guard() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != guard:
+            os._exit(127)
+
+    return subprocess.Popen(
+        command,
+        cwd=folder / "python",  # what the library's relative path and the stub's imports begin from
+        env={**os.environ, BUSY_FILE: str(busy_file(folder))},
+        process_group=0,
+        preexec_fn=die_with_guard,
+        close_fds=False,  # it and its stubs inherit the lock on the folder
+    )
 
 
-def has_ended(server: int) -> bool:
+def has_ended(server: Server) -> bool:
     """Asks without reaping: while the zombie stands, its process group's number is not reused."""
-    return os.waitid(os.P_PID, server, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    return os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def wait_for_end_or_stop(server: int, signals: int) -> None:
+def is_signalled(signals: int) -> bool:
+    """Whether one of the signals that have arrived is not just a child's end."""
+    return bool(set(os.read(signals, 64)) - {signal.SIGCHLD})
+
+
+def wait_for_end_or_stop(server: Server, signals: int) -> None:
     """Return when the server has ended, the program has gone or a signal asks us to stop."""
     while not has_ended(server):
         ready, _, _ = select.select([sys.stdin, signals], [], [])
-        if sys.stdin in ready or set(os.read(signals, 64)) - {signal.SIGCHLD}:
+        if sys.stdin in ready or is_signalled(signals):
             return
 
 
-def stop(server: int, seconds: float) -> int:
-    """Give the server so long to end by itself, then kill what is left of its group; return its exit status."""
-    if seconds and not has_ended(server):
-        os.kill(server, signal.SIGTERM)
+def is_locked(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(lock, fcntl.LOCK_UN)
+    return False
+
+
+def let_requests_end(server: Server, signals: int, folder: Path, seconds: float) -> None:
+    """Tell the server to stop; return when no request runs any more, a signal comes or the time is over."""
+    os.kill(server.pid, signal.SIGTERM)
+    lock = os.open(busy_file(folder), os.O_RDONLY)
     deadline = time.monotonic() + seconds
-    while not has_ended(server) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.killpg(server, signal.SIGKILL)
-    status = os.waitstatus_to_exitcode(os.waitpid(server, 0)[1])
+    quiet = time.monotonic() + QUIET_SECONDS
+    while not has_ended(server) and time.monotonic() < min(deadline, quiet):
+        if is_locked(lock):
+            quiet = time.monotonic() + QUIET_SECONDS
+        ready, _, _ = select.select([signals], [], [], 0.01)
+        if ready and is_signalled(signals):
+            return
+
+
+def kill(server: Server) -> int:
+    """Kill what is left of the server and its stubs, all in one group; return the server's exit status.
+
+    A process that is being made while its group is killed is killed with it or not made: none escapes.
+    """
+    os.killpg(server.pid, signal.SIGKILL)
+    status = server.wait()
     try:
         while True:
             os.wait()
@@ -117,7 +181,7 @@ def stop(server: int, seconds: float) -> int:
         return status if status >= 0 else 128 - status
 
 
-def main(temporary: str, python_backend: str, stub: str, backends: str, stop_seconds: str, *command: str) -> int:
+def main(temporary: str, python_backend: str, stub: str, backends: str, drain_seconds: str, *command: str) -> int:
     """Run the server until it, or the program that wants it, ends; return the server's status."""
     signals, wake = os.pipe()
     os.set_blocking(wake, False)
@@ -128,16 +192,20 @@ def main(temporary: str, python_backend: str, stub: str, backends: str, stop_sec
     remove_stale(Path(temporary))
     folder = Path(temporary, f"{NAME_PREFIX}{os.getpid()}-{time.time_ns()}")
     try:
+        make_locked(folder)
         fill_backend_folder(folder, Path(python_backend), Path(stub), Path(backends))
         server = start(
             [
                 *command,
                 f"--backend-directory={folder}",
                 f"--backend-config=python,shm-region-prefix-name={folder.name}",
-            ]
+            ],
+            folder,
         )
         wait_for_end_or_stop(server, signals)
-        return stop(server, float(stop_seconds))
+        if float(drain_seconds):
+            let_requests_end(server, signals, folder, float(drain_seconds))
+        return kill(server)
     finally:
         remove(folder)
 

@@ -34,6 +34,11 @@ def build(
     """The config of a classifier of uint8 images of `shape` (channels, height, width).
 
     It serves FP32 probabilities, one per class, in batches of up to `max_batch_size` images.
+
+    How many instances run is left to Triton: one on each GPU, else on the CPU two of an ONNX model and
+    one of a TorchScript. Each runs on one thread, so the second is what puts a second core to use: on
+    two cores batches of 128 were answered 1.5 times as fast, single images alike. In the embedded
+    server an instance is a process, of 83 MB for ONNX; in the stock image it is a thread.
     """
     from tritonclient.grpc import model_config_pb2 as pb
 

@@ -1,18 +1,13 @@
-"""The model repository on a file system: versions that never change, and one rename that makes one live.
+"""What a model repository on a file system holds, and whether it is as it was released.
 
-    <root>/<name>/config.pbtxt        names the live version; replaced by one rename
-    <root>/<name>/<N>/                a version: its files, its own config.pbtxt, release.json
+    <root>/<name>/config.pbtxt        names the live version
+    <root>/<name>/<N>/                a version, which never changes: its files, its own config.pbtxt, release.json
     <root>/history.jsonl, .lock       plain files, which Triton ignores
 
-A server may read at any moment, and a publisher may be killed at any moment. So a version is
-complete before it is visible; the first one of a name appears with its config by one rename.
-A publisher takes its number under the lock, above all that were ever used: so it never moves
-the pointer to a lower one.
+Only `publishing` changes it.
 """
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -126,7 +121,7 @@ def check_signature(root: Path, name: str, shape: tuple[int, int, int], labels: 
     # Backend and batch size are not compared.
     config = model_config.build(name=name, backend="onnxruntime", shape=shape, classes=len(labels), max_batch_size=1)
     with storage.errors(root):
-        _demand_signature(root, name, config, labels)
+        demand_signature(root, name, config, labels)
 
 
 def verify_version(root: Path, name: str, version: int) -> None:
@@ -155,60 +150,18 @@ def labels_text(labels: tuple[str, ...]) -> str:
     return "".join(f"{label}\n" for label in labels)
 
 
+def labels_of(version_folder: Path) -> tuple[str, ...]:
+    """The classes in a version's labels.txt."""
+    return tuple((version_folder / LABELS).read_text(encoding="utf-8").removesuffix("\n").split("\n"))
+
+
 def live_config(version_folder: Path, version: int) -> str:
     """The text of the config.pbtxt that makes this version live."""
     return model_config.to_text(model_config.pointed_at(model_config.read(version_folder / CONFIG), version))
 
 
-def publish_version(root: Path, name: str, source: Path, release_json: bytes) -> tuple[int, int | None]:
-    """Copy a complete version in and make it live; returns its number and the one that was live before.
-
-    Killed at any point, the repository is as before or complete. SignatureError where the name is live
-    with another signature; StorageError where the disk is full or gone, or another publisher holds the
-    lock for a minute; FolderError where rights are missing.
-    """
-    with storage.errors(root):
-        storage.make_folder(root)
-        with storage.locked(root), storage.staging(root, source.parent) as staging:
-            _settle(root)
-            _demand_signature(root, name, model_config.read(source / CONFIG), _labels(source))
-            version, previous = next_version(root, name), live_version(root, name)
-            staged = staging / name
-            storage.copy(source, staged / str(version))
-            (staged / str(version) / RELEASE).write_bytes(release_json)
-            if previous is None:
-                (staged / CONFIG).write_text(live_config(source, version), encoding="utf-8")
-            storage.make_durable(staged)
-            event = history.intent("publish", name, version, previous, hashlib.sha256(release_json).hexdigest())
-            with _recorded(root, event):
-                # A model's folder without config must never be seen, so the first version comes with it at once.
-                if previous is not None or not storage.renamed(staged, root / name):
-                    _add(staged / str(version), root / name / str(version))
-                    _point_at(root, name, version)
-            return version, previous
-
-
-def rollback(root: Path, name: str) -> tuple[int, int]:
-    """Make the version live that was live before; returns the numbers before and after.
-
-    Its own config comes back with it. InputError where there is nothing before or it was altered.
-    """
-    if live_version(root, name) is None:
-        raise InputError(f"{name} is not in {root}: known: {', '.join(names(root)) or 'nothing yet'}")
-    with storage.errors(root), storage.locked(root):
-        _settle(root)
-        before, promoted = live_version(root, name), history.promotions(history.read(root), name)
-        if before is None or len(promoted) < 2:
-            raise InputError(f"{name} has no version before {before}: there is nothing to roll back to")
-        after = promoted[-2]
-        verify_version(root, name, after)
-        content = (root / name / str(after) / RELEASE).read_bytes()
-        with _recorded(root, history.intent("rollback", name, after, before, hashlib.sha256(content).hexdigest())):
-            _point_at(root, name, after)
-        return before, after
-
-
-def _demand_signature(root: Path, name: str, config: "ModelConfig", labels: tuple[str, ...]) -> None:
+def demand_signature(root: Path, name: str, config: "ModelConfig", labels: tuple[str, ...]) -> None:
+    """SignatureError where the name is live with other inputs or outputs than the config's, or other labels."""
     live = live_version(root, name)
     if live is None:
         return
@@ -217,63 +170,10 @@ def _demand_signature(root: Path, name: str, config: "ModelConfig", labels: tupl
     for kind, old, new in zip(("inputs", "outputs"), *tensors, strict=True):
         if old != new:
             raise SignatureError(f"{name} is live in {root} with {kind} {old}, and this model has {new}: {advice}")
-    for index, (was, now) in enumerate(zip_longest(_labels(root / name / str(live)), labels)):
+    for index, (was, now) in enumerate(zip_longest(labels_of(root / name / str(live)), labels)):
         if was != now:
             raise SignatureError(f"{name} is live in {root} with label {index} {was!r}, here it is {now!r}: {advice}")
 
 
-def _labels(version_folder: Path) -> tuple[str, ...]:
-    return tuple((version_folder / LABELS).read_text(encoding="utf-8").removesuffix("\n").split("\n"))
-
-
 def _altered(path: Path) -> InputError:
     return InputError(f"{path} is not as it was released: restore it, or publish the model again")
-
-
-def _add(staged: Path, target: Path) -> None:
-    """Bring a version in. By copying it may be seen half done, harmlessly: the config names another or none yet.
-
-    Servers of a zoo run with --disable-auto-complete-config and pass over a model without config.
-    """
-    storage.make_folder(target.parent)
-    if not storage.renamed(staged, target):
-        storage.copy(staged, target)
-        storage.make_durable(target)
-    storage.sync(target.parent)
-
-
-def _point_at(root: Path, name: str, version: int) -> None:
-    """Replace the model's config by the version's own, with its number. The switch."""
-    # In the root, where Triton ignores plain files; a new file in the model's folder makes it reload.
-    temporary = root / f".{name}.{CONFIG}"
-    storage.replace_newer(root / name / CONFIG, live_config(root / name / str(version), version), temporary)
-
-
-@contextmanager
-def _recorded(root: Path, event: history.Event) -> Iterator[None]:
-    """Write the intent down before the switch, and how it ended after; also if it failed."""
-    history.append(root, event)
-    try:
-        yield
-    finally:
-        # On a full disk the intent stays open for the next writer: the switch itself is made, or not.
-        with suppress(OSError):
-            _settle(root)
-
-
-def _settle(root: Path) -> None:
-    """Say of each open intent what became of it, and remove what it left. Under the lock.
-
-    Only config.pbtxt tells whether a version is live. One that was brought in but never named is removed.
-    """
-    for event in history.open_intents(history.read(root)):
-        model = root / event.name
-        is_live = live_version(root, event.name) == event.version
-        if is_live:
-            storage.sync(model)
-            storage.sync(root)
-        elif event.action == "publish":
-            storage.remove(model / str(event.version))
-        history.append(root, event.model_copy(update={"state": "done" if is_live else "abandoned"}))
-    for leftover in root.glob(f".*.{CONFIG}"):
-        leftover.unlink()

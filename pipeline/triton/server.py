@@ -5,25 +5,23 @@ has requirements. Its server carries only the Python backend; `backends/` takes 
 C++ ones. Everything runs under a guard process (see `guard.py`).
 """
 
-import errno
 import http.client
 import json
 import os
 import platform
 import re
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
-from pipeline.errors import FolderError, PortInUseError, ServerError
-from pipeline.triton import guard
+from pipeline.errors import FolderError, ServerError
+from pipeline.triton import guard, ports
 
 PACKAGE = Path(__file__).parent
 WHEEL = Path(sys.prefix) / "triton"
@@ -36,7 +34,7 @@ OLDEST_GLIBC = (2, 35)
 # A line of Triton's log that begins with E, for error: "E1121 01:52:32.362396 5247 file.cc:42] ...".
 ERROR_LINE = re.compile(r"^E\d{4} \S+ +\d+ \S+\] *(.+)$", re.MULTILINE)
 
-# Triton's own end takes some seconds more than its requests; after these the guard kills it.
+# What the guard may need, beside the requests, to end the server and remove its files.
 _SECONDS_TO_END = 5
 
 
@@ -44,11 +42,12 @@ _SECONDS_TO_END = 5
 class ServerOptions:
     """What to serve and where. A port of 0 means a free one; `load` is for explicit control only.
 
-    At its end, requests that run may go on for `drain_seconds`; 0 kills the server at once.
+    Without a `log_file` the log has no name and ends with the server. At that end, requests that run
+    may go on for `drain_seconds`; 0 kills the server at once.
     """
 
     repository: Path
-    log_file: Path
+    log_file: Path | None
     control: Literal["poll", "explicit"]
     exit_on_error: bool
     host: str = "127.0.0.1"
@@ -67,7 +66,8 @@ class Server:
     http_url: str
     grpc_url: str
     metrics_url: str
-    log_file: Path
+    log_file: Path | None
+    _log: IO[bytes]
     _guard: subprocess.Popen[bytes]
 
     @property
@@ -80,7 +80,7 @@ class Server:
         """Triton's version, as a live server states it; ServerError if it does not answer."""
         body = self._get("/v2")
         if body is None:
-            raise ServerError(f"Triton at {self.http_url} does not answer; its log is {self.log_file}")
+            raise ServerError(f"Triton at {self.http_url} does not answer{self._where_its_log_is()}")
         return str(json.loads(body)["version"])
 
     def is_alive(self) -> bool:
@@ -100,15 +100,15 @@ class Server:
             if not self.is_alive():
                 raise ServerError(
                     f"Triton stopped while starting (status {self._guard.returncode}): "
-                    f"{self._reason()}; its log is {self.log_file}"
+                    f"{self._reason()}{self._where_its_log_is()}"
                 )
             if time.monotonic() >= deadline:
-                raise ServerError(f"Triton at {self.http_url} was not live in time; its log is {self.log_file}")
+                raise ServerError(f"Triton at {self.http_url} was not live in time{self._where_its_log_is()}")
             time.sleep(0.02)
 
     def log_tail(self, lines: int = 20) -> str:
         """The last lines of the server's log."""
-        return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-lines:])
+        return "\n".join(self._log_text().splitlines()[-lines:])
 
     def _get(self, path: str) -> bytes | None:
         """The body of a good answer, else None."""
@@ -125,9 +125,17 @@ class Server:
 
     def _reason(self) -> str:
         """The errors in the log, or its last line where Triton logged none, in one line."""
-        text = self.log_file.read_text(errors="replace")
+        text = self._log_text()
         errors = ERROR_LINE.findall(text) or text.strip().splitlines()[-1:]
         return "; ".join(dict.fromkeys(error.strip() for error in errors)) or "its log is empty"
+
+    def _log_text(self) -> str:
+        # The server writes at the file's position, so that must stay where it is.
+        descriptor = self._log.fileno()
+        return os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode(errors="replace")
+
+    def _where_its_log_is(self) -> str:
+        return f"; its log is {self.log_file}" if self.log_file else "; give --log-file to keep its log"
 
 
 def unavailable() -> str | None:
@@ -156,30 +164,40 @@ def running(options: ServerOptions) -> Iterator[Server]:
     """
     if reason := unavailable():
         raise ServerError(f"{reason}; use the stock image of Triton there")
-    ports = _free_ports(options)
+    wanted = {
+        "--http-port": options.http_port,
+        "--grpc-port": options.grpc_port,
+        "--metrics-port": options.metrics_port,
+    }
+    chosen = ports.choose(options.host, wanted)
     command = [sys.executable, "-I", "-S", guard.__file__]
-    stop_seconds = options.drain_seconds and options.drain_seconds + _SECONDS_TO_END
     folders = [tempfile.gettempdir(), TRITON / "backends" / "python", STUB, PACKAGE / "backends"]
-    command += map(str, [*folders, stop_seconds, BINARY])
-    command += _arguments(options, *ports)
+    command += map(str, [*folders, options.drain_seconds, BINARY])
+    command += _arguments(options, chosen)
+    with _open_log(options.log_file) as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            env=_environment(),
+            cwd="/",
+            start_new_session=True,  # Ctrl-C in a terminal is for us; we stop the server
+        )
+        http_url, grpc_url, metrics_url = (f"{options.host}:{port}" for port in chosen.values())
+        try:
+            yield Server(http_url, grpc_url, metrics_url, options.log_file, log, process)
+        finally:
+            _stop(process, options.drain_seconds + _SECONDS_TO_END)
+
+
+def _open_log(path: Path | None) -> IO[bytes]:
+    """For writing and for reading back."""
     try:
-        with options.log_file.open("wb") as log:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                env=_environment(),
-                cwd="/",  # the stub would import a model.py of the current folder
-                start_new_session=True,  # Ctrl-C in a terminal is for us; we stop the server
-            )
+        return path.open("w+b") if path else tempfile.TemporaryFile()
     except OSError as error:
-        raise FolderError(f"cannot write the server's log {options.log_file}: {error.strerror}") from error
-    http_url, grpc_url, metrics_url = (f"{options.host}:{port}" for port in ports)
-    try:
-        yield Server(http_url, grpc_url, metrics_url, options.log_file, process)
-    finally:
-        _stop(process, stop_seconds + _SECONDS_TO_END)
+        where = path or f"in {tempfile.gettempdir()}"
+        raise FolderError(f"cannot write the server's log {where}: {error.strerror or error}") from error
 
 
 def _stop(process: subprocess.Popen[bytes], seconds: float) -> None:
@@ -187,52 +205,24 @@ def _stop(process: subprocess.Popen[bytes], seconds: float) -> None:
     process.stdin.close()  # tells the guard to stop the server
     try:
         process.wait(seconds)
+    except BaseException:  # a second Ctrl-C, for one who does not want to wait for requests that run
+        process.terminate()
+        process.wait(_SECONDS_TO_END)
+        raise
     finally:
         process.kill()
         process.wait()
 
 
-def _free_ports(options: ServerOptions) -> list[int]:
-    """The ports for HTTP, gRPC and metrics; all are listened on at once, so that they differ."""
-    wanted = {
-        "--http-port": options.http_port,
-        "--grpc-port": options.grpc_port,
-        "--metrics-port": options.metrics_port,
-    }
-    ports = []
-    with ExitStack() as sockets:
-        for flag, port in wanted.items():
-            listener = sockets.enter_context(socket.socket())
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                listener.bind((options.host, port))
-                listener.listen()
-            except OSError as error:
-                if error.errno == errno.EADDRINUSE:
-                    raise PortInUseError(
-                        f"port {port} of {options.host} is in use: stop what listens there, "
-                        f"or give another {flag} (0 takes a free one)"
-                    ) from error
-                raise ServerError(
-                    f"cannot listen on {options.host}:{port} ({flag}): {error.strerror or error}"
-                ) from error
-            ports.append(listener.getsockname()[1])
-    return ports
-
-
-def _arguments(options: ServerOptions, http_port: int, grpc_port: int, metrics_port: int) -> list[str]:
+def _arguments(options: ServerOptions, chosen: dict[str, int]) -> list[str]:
     arguments = [
         f"--model-repository={options.repository.resolve()}",
         f"--model-control-mode={options.control}",
         "--disable-auto-complete-config",
         f"--exit-on-error={str(options.exit_on_error).lower()}",
         f"--exit-timeout-secs={options.drain_seconds}",
-        f"--http-address={options.host}",
-        f"--http-port={http_port}",
-        f"--grpc-address={options.host}",
-        f"--grpc-port={grpc_port}",
-        f"--metrics-address={options.host}",
-        f"--metrics-port={metrics_port}",
+        *(f"--{service}-address={options.host}" for service in ("http", "grpc", "metrics")),
+        *(f"{flag}={port}" for flag, port in chosen.items()),
     ]
     if options.control == "poll":
         arguments.append(f"--repository-poll-secs={options.poll_seconds}")

@@ -6,14 +6,19 @@ batch becomes the first one.
 """
 
 import ctypes
+import fcntl
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
+
+from pipeline.triton.guard import BUSY_FILE
 
 Array = NDArray[Any]
 Infer = Callable[[list[Array]], list[Array]]
@@ -46,6 +51,7 @@ class Contract:
         self.inputs = [self._tensor(entry) for entry in config["input"]]
         self.outputs = [self._tensor(entry) for entry in config["output"]]
         self.parameters = {k: v["string_value"] for k, v in config["parameters"].items()}
+        self._lock = os.open(os.environ[BUSY_FILE], os.O_RDONLY)
 
     def _tensor(self, entry: dict[str, Any]) -> Tensor:
         # With batches, the first dimension is free and config.pbtxt leaves it out.
@@ -75,8 +81,21 @@ class Contract:
 
         Requests that Triton handed over together run as one batch.
         """
-        if not self.batched:
+        with self._busy():
+            if self.batched:
+                return self._answer_batch(requests, infer)
             return [self._respond(infer(self._arrays(request))) for request in requests]
+
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
+        """Tells the guard that requests run."""
+        fcntl.flock(self._lock, fcntl.LOCK_SH)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def _answer_batch(self, requests: list[Any], infer: Infer) -> list[Any]:
         arrays = [self._arrays(request) for request in requests]
         outputs = infer([np.concatenate(parts) for parts in zip(*arrays, strict=True)])
         responses, start = [], 0

@@ -12,9 +12,6 @@ sys.path.append(str(Path(__file__).resolve().parents[4]))
 
 from pipeline.triton.backends.exchange import Array, Contract, Tensor, refuse
 
-# Its reports would leave files in the temporary folder.
-onnxruntime.disable_telemetry_events()
-
 # What ONNX Runtime 1.19 reads, the one in the oldest stock image that must load the same file.
 NEWEST_IR = 10
 NEWEST_OPSET = 21
