@@ -30,6 +30,10 @@ class RunFolder:
         return self.root / "checkpoints" / "last.pt"
 
     @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
+
+    @property
     def reference(self) -> Path:
         """Probabilities float32 [N, K] of the network in PyTorch over the test set."""
         return self.root / "records" / "probabilities.npy"

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,11 @@ def configure(flags: Mapping[str, Any], dataset_id: str, *, fallback: bool, star
     )
     if train.early_stopping_patience and not train.validation_fraction:
         raise InputError("--early-stopping-patience needs validation images: give a --validation-fraction above 0")
+    if flags["tensorboard"] and find_spec("tensorboard") is None:
+        raise InputError(
+            "--tensorboard needs the package tensorboard: run "
+            "bin/python -m pip install --require-hashes -r requirements-tensorboard.lock"
+        )
     data_dir = _path(values["data_dir"])
     data = registry.dataset(dataset_id).describe(train.data_options(data_dir))
     formats = _formats(flags)
@@ -81,6 +87,7 @@ def configure(flags: Mapping[str, Any], dataset_id: str, *, fallback: bool, star
         save_model=flags["save_model"],
         resume=flags["resume"],
         dataset_fallback=fallback,
+        tensorboard=flags["tensorboard"],
         sources={**{name: value.source for name, value in values.items()}, **_id_sources(flags, fallback)},
     )
 

@@ -1,6 +1,7 @@
 """Train a network, or take up a training where its last checkpoint left it."""
 
 import logging
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -12,8 +13,9 @@ from pipeline.records import DataInfo, Layer, Trained
 from pipeline.runfolder import RunFolder
 from pipeline.served import Served, build_network
 from pipeline.specs import Prepared
-from pipeline.training import checkpoint, device
+from pipeline.training import checkpoint, device, tensorboard
 from pipeline.training.batches import Normalise
+from pipeline.training.engine import Engine
 from pipeline.training.loop import Training
 
 _log = logging.getLogger(__name__)
@@ -52,13 +54,21 @@ def train(prepared: Prepared, config: RunConfig, folder: RunFolder) -> Result:
     if config.resume and not config.dry_run and training.restore(folder.checkpoint, identity):
         _log.info("going on after epoch %d of %d", len(training.progress.epochs), config.train.epochs)
     save = config.save_model and not config.dry_run
-    progress = training.run(lambda: training.save(folder.checkpoint, identity) if save else None)
-    served = Served(training.network, training.normalise).cpu().eval()
+    with tensorboard.log(folder.tensorboard) if config.tensorboard else nullcontext() as log:
+
+        def after_epoch() -> None:
+            if save:
+                training.save(folder.checkpoint, identity)
+            if log:
+                log(training.progress)
+
+        progress = training.run(after_epoch)
+    served = Served(training.network, training.engine.normalise).cpu().eval()
     trained = Trained(
         model_id=config.train.model_id,
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         layers=layers,
-        device=str(training.device),
+        device=str(training.engine.device),
         epochs=tuple(progress.epochs),
         stopped_early=progress.stopped_early,
         best_epoch=progress.best_epoch,
@@ -66,8 +76,23 @@ def train(prepared: Prepared, config: RunConfig, folder: RunFolder) -> Result:
         images_seen=progress.images_seen,
         seconds=sum(epoch.seconds for epoch in progress.epochs),
         weights_sha256=checkpoint.weights_sha256(served.network),
+        precision=training.engine.precision,
+        reproducible_with=_reproducible_with(training.engine),
     )
     return Result(trained, served)
+
+
+def _reproducible_with(engine: Engine) -> dict[str, str] | None:
+    """Each of these changes the order in which sums are taken."""
+    if engine.device.type != "cpu":
+        return None
+    return {
+        "torch": torch.__version__,
+        "device": str(engine.device),
+        "precision": engine.precision,
+        "threads": str(torch.get_num_threads()),
+        "CPU capability": torch.backends.cpu.get_cpu_capability(),
+    }
 
 
 def _identity(config: TrainConfig, data: DataInfo) -> dict[str, Any]:
