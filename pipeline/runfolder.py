@@ -68,6 +68,9 @@ class RunFolder:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             lock.acquire()
+            # A run that was killed while it wrote a file has left the unfinished one.
+            for temporary in self.root.rglob(".*.tmp"):
+                temporary.unlink()
         except Timeout:
             raise FolderError(
                 f"{self.root} is in use by another run: wait for it or name another --output-dir"
