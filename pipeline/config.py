@@ -22,6 +22,11 @@ RELEASE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 ENVIRONMENT = {"data_dir": "DATA_DIR", "output_dir": "OUTPUT_DIR", "model_repository": "MODEL_REPOSITORY"}
 
 
+def is_torchrun_worker() -> bool:
+    """Whether torchrun has started this process; its variables then say which one of how many it is."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 class Criterion(Record):
     """A loss and its weight in the sum."""
 

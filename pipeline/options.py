@@ -35,6 +35,7 @@ DEFAULTS: dict[str, Any] = {
     "early_stopping_patience": 0,
     "seed": 1,
     "precision": "auto",
+    "trainer": "single",
     "test_batch_size": 1000,
     "log_interval": 10,
     "min_test_accuracy": 0.97,
@@ -174,15 +175,13 @@ TRAIN = (
             kind=click.Choice(("auto", "fp32", "bf16", "fp16")),
             text="Of forward passes in training; auto: bf16 where it is measured to be faster, else fp32",
         ),
-        cloup.option(
+        _plain(
             "--trainer",
-            type=click.Choice(("single",)),
-            default="single",
-            show_default=True,
-            help="How training is spread over processes",
+            kind=click.Choice(("single", "hogwild", "ddp")),
+            text="One process; hogwild: several on one network in shared memory; ddp: torchrun, also on many hosts",
         ),
         cloup.option(
-            "--num-processes", type=click.IntRange(1, 1), default=1, show_default=True, help="Training processes"
+            "--num-processes", type=COUNT, help="Training processes on this host [default: 2; 1 with --trainer single]"
         ),
     ),
     cloup.option_group(

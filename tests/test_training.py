@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from pipeline.errors import CheckpointError, InputError, NonFiniteLossError
 from pipeline.served import build_network
 from pipeline.specs import OptimizerOptions, Prepared, Split
 from pipeline.stages.prepare import prepare
-from pipeline.training import checkpoint
+from pipeline.training import checkpoint, tensorboard
 from pipeline.training.batches import Batches, Normalise
+from pipeline.training.group import ALONE, Group
 from pipeline.training.loop import Training
 from pipeline.training.validation import validate
 
@@ -30,12 +32,20 @@ def digits() -> Prepared:
     return prepare(CONFIG, Path(), fallback=False)
 
 
-def training(digits: Prepared, **changes: Any) -> Training:
+def training(digits: Prepared, *, num_processes: int = 1, group: Group = ALONE, **changes: Any) -> Training:
     config = CONFIG.model_copy(update=changes)
     few = digits.train.take(slice(320))
     network = build_network(config.model_id, digits.info, config.seed)
-    normalise = Normalise(digits.info.mean, digits.info.std)
-    return Training(network, normalise, (few, digits.validation), config, torch.device("cpu"), log_interval=2)
+    return Training(
+        network,
+        Normalise(digits.info.mean, digits.info.std),
+        (few, digits.validation),
+        config,
+        torch.device("cpu"),
+        log_interval=2,
+        num_processes=num_processes,
+        group=group,
+    )
 
 
 def weights_after(run: Training) -> str:
@@ -47,7 +57,7 @@ def weights_after(run: Training) -> str:
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     digits: Prepared, tmp_path: Path, optimizer_id: str, scheduler_id: str
 ) -> None:
-    changes = {"optimizer_id": optimizer_id, "scheduler_id": scheduler_id}
+    changes: dict[str, Any] = {"optimizer_id": optimizer_id, "scheduler_id": scheduler_id}
     whole = training(digits, **changes)
     expected = weights_after(whole)
 
@@ -190,6 +200,23 @@ def test_auto_measures_only_where_bf16_is_native_and_changes_nothing(
     weights = weights_after(run)
     assert run.engine.precision in possible
     assert weights == weights_after(expected[run.engine.precision == "bf16"])
+
+
+if find_spec("tensorboard"):
+
+    def test_tensorboard_gets_each_batch_and_epoch_once(digits: Prepared, tmp_path: Path) -> None:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        run = training(digits, epochs=2)
+        for _ in range(2):  # a run that is resumed writes its log again
+            with tensorboard.log(tmp_path / "tensorboard") as log:
+                run.run(lambda: None)
+                log(run.progress)
+        written = EventAccumulator(str(tmp_path / "tensorboard"))
+        written.Reload()
+        losses = [event.value for event in written.Scalars("batch/loss")]
+        assert losses == pytest.approx([row[1] for row in run.progress.batches])
+        assert [event.step for event in written.Scalars("epoch/validation_loss")] == [1, 2]
 
 
 @pytest.mark.parametrize("loss_id", registry.ids("losses"))

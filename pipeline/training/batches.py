@@ -56,11 +56,17 @@ class Batches:
         return [slice(start, min(start + self._size, count)) for start in range(0, count, self._size)]
 
     def epoch(
-        self, generator: torch.Generator, slices: Iterable[slice] | None = None
+        self,
+        generator: torch.Generator,
+        slices: Iterable[slice] | None = None,
+        augmenting: torch.Generator | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images [B, C, H, W] of 0 to 255 and labels [B] in the generator's order: all images, or only `slices`."""
+        """Images [B, C, H, W] of 0 to 255 and labels [B] in the generator's order: all images, or only `slices`.
+
+        `augmenting`: where the augmentation is not drawn from that generator, too.
+        """
         order = torch.randperm(len(self._labels), generator=generator)
         for chosen in self.slices if slices is None else slices:
             index = order[chosen].to(self._device)
             images = self._images.index_select(0, self._rows[index])
-            yield self._augment(images, generator), self._labels[index]
+            yield self._augment(images, augmenting or generator), self._labels[index]

@@ -7,11 +7,13 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import registry
 from pipeline.config import Autocast, TrainConfig
-from pipeline.specs import Classifier, OptimizerOptions, ParameterGroups, Split
+from pipeline.specs import Classifier, OptimizerOptions, ParameterGroups
 from pipeline.training.batches import Batches, Normalise
+from pipeline.training.group import Group
 from pipeline.training.precision import DTYPES
 
 
@@ -22,45 +24,57 @@ class Shard(NamedTuple):
     images: slice
     share: float = 1.0
 
+    @classmethod
+    def of(cls, batch: int, images: slice, group: Group) -> Self:
+        """The part of this process; parts differ by one image at most.
+
+        A batch with fewer than two images for each goes to all of them as a whole: a process cannot do without.
+        """
+        count = images.stop - images.start
+        if count < 2 * group.size:
+            return cls(batch, images, 1 / group.size)
+        start, stop = (count * rank // group.size for rank in (group.rank, group.rank + 1))
+        return cls(batch, slice(images.start + start, images.start + stop), (stop - start) / count)
+
 
 class Engine:
     """A network, its optimizer and the training images on one device.
 
     Randomness is drawn from (seed, epoch, rank) alone, so a run that goes on after any epoch does what
-    an uninterrupted one does.
+    an uninterrupted one does. In another process that it is sent to, an engine has the same network and images,
+    in shared memory, and an optimizer without a history.
     """
 
     def __init__(
         self,
         network: Classifier,
         normalise: Normalise,
-        train: Split,
+        batches: Batches,
         config: TrainConfig,
         device: torch.device,
-        *,
         batch_limit: int | None = None,
+        precision: Autocast = "fp32",
     ) -> None:
         self.config = config
         self.device = device
-        self.network = network.to(device).to(memory_format=torch.channels_last)
-        self.normalise = normalise.to(device)
-        self.batches = Batches(train, config.augmentation, config.batch_size, device)
-        self.steps_per_epoch = min(len(self.batches), batch_limit or len(self.batches))
+        self.network = network
+        self.normalise = normalise
+        self.batches = batches
+        self.rank = 0
+        self._processes = 1
+        self._batch_limit = batch_limit
+        self.steps_per_epoch = min(len(batches), batch_limit or len(batches))
         whole = self.steps_per_epoch * config.epochs
         self.total_steps = min(whole, config.max_steps or whole)
         self.schedule = registry.schedule(config.scheduler_id)
         self.losses = [(registry.loss(criterion.loss_id).loss, criterion.weight) for criterion in config.criteria]
-        self.optimizer = self._new_optimizer()
-        self.forward: Callable[[Tensor], Tensor] = self.network
-        self.set_precision("fp32")
-
-    def _new_optimizer(self) -> torch.optim.Optimizer:
-        config = self.config
-        return registry.optimizer(config.optimizer_id).build(
-            _parameter_groups(self.network, config.weight_decay),
+        self.optimizer = registry.optimizer(config.optimizer_id).build(
+            _parameter_groups(network, config.weight_decay),
             config.learning_rate,
             OptimizerOptions(betas=config.betas, momentum=config.momentum),
         )
+        self.forward: Callable[[Tensor], Tensor] = network
+        self.set_precision(precision)
 
     def set_precision(self, precision: Autocast) -> None:
         """What forward passes are computed in from now on; weights, losses and updates stay in fp32."""
@@ -68,25 +82,39 @@ class Engine:
         # fp16 alone has so few exponents that gradients must be scaled.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
 
+    def _parts(self, network: Classifier, precision: Autocast) -> tuple[Any, ...]:
+        return network, self.normalise, self.batches, self.config, self.device, self._batch_limit, precision
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
+        return type(self), self._parts(self.network, self.precision)
+
     def copy(self, precision: Autocast) -> Self:
         """The same images, a copy of the network, and an optimizer without a history."""
-        other = copy.copy(self)
-        other.network = other.forward = copy.deepcopy(self.network)
-        other.optimizer = other._new_optimizer()
-        other.set_precision(precision)
-        return other
+        return type(self)(*self._parts(copy.deepcopy(self.network), precision))
 
-    def epoch(self, epoch: int, shards: Sequence[Shard], rank: int = 0) -> Iterator[tuple[int, Tensor]]:
+    def distribute(self, group: Group) -> None:
+        """From now on the gradients are the means over all processes of the group."""
+        self.rank, self._processes = group.rank, group.size
+        if group.size > 1:
+            devices = [self.device] if self.device.type == "cuda" else None
+            self.forward = DistributedDataParallel(self.network, devices)
+
+    def epoch(self, epoch: int, shards: Sequence[Shard]) -> Iterator[tuple[int, Tensor]]:
         """Train on the shards; yields each batch's number and its metrics, as `step` returns them."""
-        generator = torch.Generator().manual_seed(_seed(self.config.seed, epoch, stream=0))
-        torch.manual_seed(_seed(self.config.seed, epoch, stream=1, rank=rank))  # dropout
+        order = _generator(self.config.seed, epoch, stream=0)
+        # All processes have one order, and each its own augmentation and dropout.
+        augmenting = _generator(self.config.seed, epoch, stream=0, rank=self.rank) if self.rank else None
+        torch.manual_seed(_seed(self.config.seed, epoch, stream=1, rank=self.rank))
         self.network.train()
-        drawn = self.batches.epoch(generator, [shard.images for shard in shards])
+        drawn = self.batches.epoch(order, [shard.images for shard in shards], augmenting)
         for shard, (images, labels) in zip(shards, drawn, strict=True):
-            yield shard.batch, self.step(images, labels, epoch * self.steps_per_epoch + shard.batch)
+            yield shard.batch, self.step(images, labels, epoch * self.steps_per_epoch + shard.batch, shard.share)
 
-    def step(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
-        """One update. Returns loss, accuracy, learning rate and gradient norm [4], still on the device."""
+    def step(self, images: Tensor, labels: Tensor, step: int, share: float = 1.0) -> Tensor:
+        """One update. Returns loss, accuracy, learning rate and gradient norm [4], still on the device.
+
+        Where the images are a share of the batch these are that share of the batch's means.
+        """
         config = self.config
         learning_rate = config.learning_rate * self.schedule.factor(
             step, self.steps_per_epoch, self.total_steps, config.gamma
@@ -98,13 +126,14 @@ class Engine:
         scores = scores.float()
         loss = self.loss(scores, labels, config.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        # The mean over the batch's images, where processes with unequal shares take the mean of their gradients.
+        self.scaler.scale(loss * (share * self._processes)).backward()
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), config.gradient_clip_norm or math.inf)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         accuracy = (scores.detach().argmax(1) == labels).float().mean()
-        return torch.stack([loss.detach(), accuracy, norm.new_tensor(learning_rate), norm])
+        return torch.stack([loss.detach(), accuracy, norm.new_tensor(learning_rate), norm]) * share
 
     def pixels(self, images: Tensor) -> Tensor:
         """uint8 [B, C, H, W] to what the network takes."""
@@ -132,6 +161,10 @@ def _parameter_groups(network: nn.Module, weight_decay: float) -> ParameterGroup
         {"params": [parameter for parameter in parameters if parameter.ndim > 1], "weight_decay": weight_decay},
         {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
     ]
+
+
+def _generator(seed: int, epoch: int, stream: int, rank: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(_seed(seed, epoch, stream, rank))
 
 
 def _seed(seed: int, epoch: int, stream: int, rank: int = 0) -> int:

@@ -4,9 +4,10 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,17 +17,28 @@ from pipeline.config import TrainConfig
 from pipeline.errors import CheckpointError, NonFiniteLossError
 from pipeline.records import Epoch
 from pipeline.specs import Classifier, Split
-from pipeline.training import checkpoint, precision
-from pipeline.training.batches import Normalise
+from pipeline.training import checkpoint, hogwild, precision
+from pipeline.training.batches import Batches, Normalise
 from pipeline.training.engine import Engine, Shard
+from pipeline.training.group import ALONE, Group
 from pipeline.training.progress import Progress
 from pipeline.training.validation import validate
 
 _log = logging.getLogger(__name__)
 
 
+class Steps(Protocol):
+    """Does the steps of an epoch: an engine, or processes that each have one."""
+
+    def epoch(self, epoch: int, shards: Sequence[Shard]) -> Iterator[tuple[int, Tensor]]: ...
+    def state(self) -> dict[str, Any]: ...
+
+
 class Training:
-    """One network being trained."""
+    """One network being trained; each process of a group has one of these, and the first one writes.
+
+    `num_processes` are those of Hogwild, each of which has an engine and none of this.
+    """
 
     def __init__(
         self,
@@ -38,54 +50,81 @@ class Training:
         *,
         log_interval: int,
         batch_limit: int | None = None,
+        num_processes: int = 1,
+        group: Group = ALONE,
     ) -> None:
         train, self._validation = data
         self.config = config
-        self.engine = Engine(network, normalise, train, config, device, batch_limit=batch_limit)
-        self.network = network
+        self.network = network.to(device).to(memory_format=torch.channels_last)
+        batches = Batches(train, config.augmentation, config.batch_size, device)
+        self.engine = Engine(network, normalise.to(device), batches, config, device, batch_limit)
+        self._steps: Steps = self.engine
+        self._group = group
+        self._num_processes = num_processes
+        self._worker_states: Sequence[dict[str, Any]] = ()
         self.progress = Progress()
         self.checkpoint: Path | None = None
         self._log_interval = log_interval
         self._batch_limit = batch_limit
 
     def run(self, after_epoch: Callable[[], None]) -> Progress:
-        """Train up to `config.epochs` or `config.max_steps`; ends with the weights of the epoch with the least validation loss.
+        """Train up to `config.epochs` or `config.max_steps`; the first process calls `after_epoch`.
 
-        Without validation images these are the last ones. NonFiniteLossError where a number is none any more.
+        Ends with the weights of the epoch with the least validation loss, or the last ones without validation images.
+        NonFiniteLossError where a number is none any more; WorkerError where a process of Hogwild is lost.
         """
-        progress, patience = self.progress, self.config.early_stopping_patience
+        progress = self.progress
         if not progress.epochs:
-            self.engine.set_precision(precision.choose(self.config.precision, self.engine))
-        while len(progress.epochs) * self.engine.steps_per_epoch < self.engine.total_steps and not progress.stopped_early:
-            progress.epochs.append(self._epoch(len(progress.epochs)))
-            progress.keep_best(self.network)
-            if patience and progress.epochs_since_best() >= patience:
-                progress.stopped_early = True
-                _log.info("stopped: validation loss has not fallen for %d epochs", patience)
-            after_epoch()
+            choose = partial(precision.choose, self.config.precision, self.engine)
+            self.engine.set_precision(self._group.from_first(choose))
+        if not self._is_done():
+            self.engine.distribute(self._group)
+            if self.config.trainer == "hogwild":
+                with hogwild.workers(self.engine, self._num_processes, self._worker_states) as self._steps:
+                    self._run_epochs(after_epoch)
+            else:
+                self._run_epochs(after_epoch)
         if progress.best_weights is not None:
             self.network.load_state_dict(progress.best_weights)
         return progress
 
+    def _is_done(self) -> bool:
+        steps = len(self.progress.epochs) * self.engine.steps_per_epoch
+        return steps >= self.engine.total_steps or self.progress.stopped_early
+
+    def _run_epochs(self, after_epoch: Callable[[], None]) -> None:
+        progress, patience = self.progress, self.config.early_stopping_patience
+        while not self._is_done():
+            progress.epochs.append(self._epoch(len(progress.epochs)))
+            progress.keep_best(self.network)
+            if patience and progress.epochs_since_best() >= patience:
+                progress.stopped_early = True
+                best = progress.best_epoch
+                _log.info("stopped: validation loss has not fallen for %d epochs; best was epoch %s", patience, best)
+            if self._group.rank == 0:
+                after_epoch()
+
     def _epoch(self, epoch: int) -> Epoch:
         started = time.perf_counter()
         steps = min(self.engine.steps_per_epoch, self.engine.total_steps - epoch * self.engine.steps_per_epoch)
-        shards = [Shard(batch, images) for batch, images in enumerate(self.engine.batches.slices[:steps])]
+        images = self.engine.batches.slices[:steps]
+        shards = [Shard.of(batch, chosen, self._group) for batch, chosen in enumerate(images)]
         rows: list[Tensor] = []
         first = len(self.progress.batches)
         with console.progress(f"epoch {epoch + 1}/{self.config.epochs}", steps) as advance:
-            for batch, row in self.engine.epoch(epoch, shards):
+            for batch, row in self._steps.epoch(epoch, shards):
                 rows.append(row)
                 if (batch + 1) % self._log_interval == 0 or batch + 1 == steps:
                     advance(len(rows), self._read(rows, epoch, batch))
                     rows.clear()
-        self.progress.images_seen += shards[-1].images.stop
+        self.progress.images_seen += images[-1].stop
         return self._summary(epoch, first, time.perf_counter() - started)
 
     def _read(self, rows: list[Tensor], epoch: int, batch: int) -> str:
         """Bring the metrics of some batches to the host: the only wait for the device inside an epoch."""
         steps = self.engine.steps_per_epoch
-        for number, values in enumerate(torch.stack(rows).tolist(), start=batch + 2 - len(rows)):
+        values_by_batch = self._group.total(torch.stack(rows)).tolist()
+        for number, values in enumerate(values_by_batch, start=batch + 2 - len(rows)):
             loss, accuracy, learning_rate, norm = values
             where = f"in batch {number} of epoch {epoch + 1}"
             self._demand_finite(loss, f"the loss became {loss} {where}")
@@ -107,7 +146,7 @@ class Training:
 
     def _summary(self, epoch: int, first: int, seconds: float) -> Epoch:
         rows = self.progress.batches[first:]
-        validation_loss, validation_accuracy = validate(self.engine, self._validation, self._batch_limit)
+        validation_loss, validation_accuracy = validate(self.engine, self._validation, self._batch_limit, self._group)
         record = Epoch(
             epoch=epoch + 1,
             train_loss=sum(row[1] for row in rows) / len(rows),
@@ -133,7 +172,7 @@ class Training:
                 "total_epochs": self.config.epochs,
                 "precision": self.engine.precision,
                 "network": self.network.state_dict(),
-                "engine": self.engine.state(),
+                "steps": self._steps.state(),
                 "progress": self.progress.state(),
             },
         )
@@ -141,7 +180,7 @@ class Training:
 
     def restore(self, path: Path, identity: dict[str, Any]) -> bool:
         """Go on from a checkpoint; False where there is none."""
-        state = checkpoint.load(path, identity)
+        state = self._group.from_first(partial(checkpoint.load, path, identity))
         if state is None:
             return False
         progress = Progress.from_state(state["progress"])
@@ -155,6 +194,9 @@ class Training:
         self.network.load_state_dict(state["network"])
         # What `auto` once measured holds for the whole run.
         self.engine.set_precision(precision.choose(state["precision"], self.engine))
-        self.engine.load_state(state["engine"])
+        if self.config.trainer == "hogwild":
+            self._worker_states = state["steps"]["workers"]
+        else:
+            self.engine.load_state(state["steps"])
         self.progress, self.checkpoint = progress, path
         return True

@@ -61,6 +61,6 @@ def _is_supported(precision: Autocast, device: torch.device) -> bool:
 def _computes_in_bf16(device: torch.device) -> bool:
     """In hardware: an emulated bf16 is never faster."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
