@@ -118,6 +118,22 @@ def test_a_loss_that_is_no_number_is_refused_with_status_3(tmp_path: Path) -> No
     assert not (tmp_path / "model_repository").exists()
 
 
+def test_tensorboard_is_asked_for_where_it_is_missing(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['tensorboard'] = None; from pipeline.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "train", "--dataset-id", "digits_v1", "--tensorboard"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert "requirements-tensorboard.lock" in done.stderr
+    assert (ROOT / "requirements-tensorboard.lock").exists()
+
+
 def test_a_damaged_checkpoint_is_refused(released: Workplace, tmp_path: Path) -> None:
     path = tmp_path / "run" / "checkpoints" / "last.pt"
     path.parent.mkdir(parents=True)
