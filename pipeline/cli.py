@@ -1,5 +1,6 @@
 """Ids, paths and flags in, exit status out. Nothing else in this project prints a result or exits."""
 
+import json
 import logging
 import os
 import signal
@@ -76,7 +77,12 @@ def _end(status: int, message: str) -> NoReturn:
     _log.debug("ended with status %d: %s\n%s", status, message, traceback.format_exc())
     if "--debug" in sys.argv:
         traceback.print_exc()
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    line = " ".join(message.split())
+    reply = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if reply:  # torchrun tells it
+        Path(reply).write_text(json.dumps({"message": line, "timestamp": int(time.time())}), encoding="utf-8")
+    else:
+        print(f"error: {line}", file=sys.stderr)
     _exit(status)
 
 
@@ -134,16 +140,34 @@ def _train(quiet: bool, **flags: Any) -> None:
     source = click.get_current_context().get_parameter_source("model_id")
     flags["model_id_given"] = source is ParameterSource.COMMANDLINE
 
-    from pipeline import release, report
+    from pipeline.config import is_torchrun_worker
     from pipeline.settings import configure
 
-    started, clock = time.localtime(), time.perf_counter()
+    started = time.localtime()
     config = configure(flags, flags["dataset_id"] or "mnist_v1", fallback=False, started=started)
+    if config.train.trainer == "ddp" and not is_torchrun_worker():
+        from pipeline.training import torchrun
+
+        torchrun.launch([*sys.argv[2:], "--output-dir", str(config.output_dir)], config.num_processes)
+    else:
+        _release(config, flags, started, quiet=quiet)
+
+
+def _release(config: "RunConfig", flags: dict[str, Any], started: time.struct_time, *, quiet: bool) -> None:
+    from pipeline import console, release, report
+    from pipeline.settings import configure
+    from pipeline.training import group
+
+    clock = time.perf_counter()
+    processes = group.join() if config.train.trainer == "ddp" else group.ALONE
+    if processes.rank > 0:
+        quiet = True
+        console.set_up(quiet=quiet)
     report.begin(config)
     outcome = release.Outcome(config)
     try:
         try:
-            release.run(config, outcome)
+            release.run(config, outcome, processes)
         except DataUnavailableError as error:
             if flags["dataset_id"]:
                 raise
@@ -151,7 +175,7 @@ def _train(quiet: bool, **flags: Any) -> None:
             config = configure(flags, "digits_v1", fallback=True, started=started)
             report.begin(config)
             outcome = release.Outcome(config)
-            release.run(config, outcome)
+            release.run(config, outcome, processes)
     finally:
         outcome.seconds["total"] = time.perf_counter() - clock
         text = report.end(outcome)

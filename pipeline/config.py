@@ -14,9 +14,17 @@ from pipeline.records import Format, Record, ServedFormat
 Source = Literal["flag", "environment", ".env", "recipe", "default", "fallback"]
 Augmentation = Literal["none", "shift", "flip", "affine"]
 Device = Literal["cpu", "cuda", "mps"]
+Autocast = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Trainer = Literal["single", "hogwild", "ddp"]
 
 RELEASE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 ENVIRONMENT = {"data_dir": "DATA_DIR", "output_dir": "OUTPUT_DIR", "model_repository": "MODEL_REPOSITORY"}
+
+
+def is_torchrun_worker() -> bool:
+    """Whether torchrun has started this process; its variables then say which one of how many it is."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 class Criterion(Record):
@@ -81,6 +89,8 @@ class TrainConfig(Record):
     early_stopping_patience: int
     seed: int
     max_steps: int | None = None
+    precision: Precision = "fp32"
+    trainer: Trainer = "single"
 
     def data_options(self, data_dir: Path) -> DataOptions:
         return DataOptions(data_dir, self.image_size, self.seed)
@@ -103,7 +113,8 @@ class GateConfig(Record):
 class RunConfig(Record):
     """What one `bin/train` was asked to do.
 
-    `devices` are those that may be used, best first. `sources` names for each value where it came from.
+    `devices` are those that may be used, best first; `num_processes` those that train on this host. `sources` names
+    for each value where it came from.
     """
 
     train: TrainConfig
@@ -125,6 +136,8 @@ class RunConfig(Record):
     save_model: bool
     resume: bool
     dataset_fallback: bool
+    num_processes: int = 1
+    tensorboard: bool = False
     sources: dict[str, Source]
 
     @property

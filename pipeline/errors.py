@@ -12,9 +12,11 @@
     │   ├── GateError                 a gate failed
     │   ├── VerdictError              the server would not load it or answered otherwise
     │   └── NonFiniteLossError        the loss became NaN or infinite
+    ├── RemoteError                   what another process has ended with; its exit status
     └── ServiceError              4   a server or a store failed
         ├── ServerError               Triton cannot start, stopped or did not answer
         ├── PortInUseError            another process listens there
+        ├── WorkerError               a training process was lost
         └── StorageError              disk full, or the repository cannot be reached
 
 The number is the exit status. A message is one line: what was wrong, what was expected, what to
@@ -81,6 +83,12 @@ class NonFiniteLossError(RefusedError):
     pass
 
 
+class RemoteError(ZooError):
+    def __init__(self, exit_status: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
+
+
 class ServiceError(ZooError):
     exit_status = 4
 
@@ -90,6 +98,10 @@ class ServerError(ServiceError):
 
 
 class PortInUseError(ServiceError):
+    pass
+
+
+class WorkerError(ServiceError):
     pass
 
 

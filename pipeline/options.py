@@ -34,6 +34,8 @@ DEFAULTS: dict[str, Any] = {
     "validation_fraction": 0.1,
     "early_stopping_patience": 0,
     "seed": 1,
+    "precision": "auto",
+    "trainer": "single",
     "test_batch_size": 1000,
     "log_interval": 10,
     "min_test_accuracy": 0.97,
@@ -152,6 +154,7 @@ TRAIN = (
             show_default=True,
             help="Go on from the last checkpoint in the run's folder",
         ),
+        cloup.option("--tensorboard", is_flag=True, help="Write the metrics for TensorBoard, too; needs that package"),
         cloup.option(
             "--dry-run", is_flag=True, help="One pass over everything, one batch each; judge and publish nothing"
         ),
@@ -167,15 +170,18 @@ TRAIN = (
         ),
         cloup.option("--no-cuda", is_flag=True, help="Do not use a CUDA device"),
         cloup.option("--no-mps", is_flag=True, help="Do not use Apple's GPU"),
-        cloup.option(
+        _plain(
+            "--precision",
+            kind=click.Choice(("auto", "fp32", "bf16", "fp16")),
+            text="Of forward passes in training; auto: bf16 where it is measured to be faster, else fp32",
+        ),
+        _plain(
             "--trainer",
-            type=click.Choice(("single",)),
-            default="single",
-            show_default=True,
-            help="How training is spread over processes",
+            kind=click.Choice(("single", "hogwild", "ddp")),
+            text="One process; hogwild: several on one network in shared memory; ddp: torchrun, also on many hosts",
         ),
         cloup.option(
-            "--num-processes", type=click.IntRange(1, 1), default=1, show_default=True, help="Training processes"
+            "--num-processes", type=COUNT, help="Training processes on this host [default: 2; 1 with --trainer single]"
         ),
     ),
     cloup.option_group(

@@ -23,6 +23,7 @@ def describe() -> CodeInfo:
         python=platform.python_version(),
         platform=platform.platform(),
         cpu=_cpu(),
+        cpu_capability=torch.backends.cpu.get_cpu_capability(),
         threads=torch.get_num_threads(),
         libraries={name: metadata.version(name) for name in _LIBRARIES},
     )

@@ -66,6 +66,7 @@ class CodeInfo(Record):
     cpu: str
     threads: int
     libraries: dict[str, str]
+    cpu_capability: str | None = None
 
 
 class DataInfo(Record):
@@ -121,7 +122,11 @@ class BatchSeries(Record):
 
 
 class Trained(Record):
-    """`seconds` counts the training loop only; `images_seen` counts repetitions."""
+    """`seconds` counts the training loop only; `images_seen` counts repetitions.
+
+    `precision` is the one that was used. `reproducible_with`: what must be equal, beside the configuration, for the
+    same seed to give the same weights; None where they differ from run to run.
+    """
 
     model_id: str
     parameters: int
@@ -134,6 +139,10 @@ class Trained(Record):
     images_seen: int
     seconds: float
     weights_sha256: str
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    trainer: Literal["single", "hogwild", "ddp"] = "single"
+    processes: int = 1
+    reproducible_with: dict[str, str] | None = None
 
 
 class ClassMetrics(Record):

@@ -27,6 +27,7 @@ from pipeline.records import (
     Verified,
 )
 from pipeline.runfolder import RunFolder
+from pipeline.specs import Prepared
 from pipeline.stages.assemble import assemble
 from pipeline.stages.benchmark import benchmark
 from pipeline.stages.card import CardInputs, card
@@ -38,6 +39,7 @@ from pipeline.stages.publish import ReleaseInputs, publish
 from pipeline.stages.train import train
 from pipeline.stages.validate import starting_server, validate
 from pipeline.stages.verify import verify
+from pipeline.training.group import ALONE, Group
 from pipeline.triton import repository
 
 _log = logging.getLogger(__name__)
@@ -70,36 +72,44 @@ class Outcome:
             _log.debug("stage %s took %.2f s", name, self.seconds[name])
 
 
-def run(config: RunConfig, outcome: Outcome) -> None:
+def run(config: RunConfig, outcome: Outcome, group: Group = ALONE) -> None:
     """From a configuration to a published version. What was reached is in `outcome`, also after an error.
 
+    Of a group, all processes train; the first one does everything else, and alone writes.
     GateError and VerdictError (exit status 3) where the candidate is refused: nothing was published.
     """
     description = describe(config.train, config.data_dir)
     check_fit(config.train, description)
+    folder = RunFolder(config.output_dir)
+    if group.rank > 0:
+        train(_prepare(config, group), config, folder, group)
+        return
     if config.publish:
         repository.check_writable(config.model_repository)
         repository.check_signature(config.model_repository, config.release_name, description.shape, description.labels)
-    folder = RunFolder(config.output_dir)
     with folder.open():
         console.log_to(folder.log)
-        _run(config, folder, outcome)
+        _run(config, folder, outcome, group)
 
 
-def _run(config: RunConfig, folder: RunFolder, outcome: Outcome) -> None:
+def _prepare(config: RunConfig, group: Group) -> Prepared:
+    return group.in_turn(lambda: prepare(config.train, config.data_dir, fallback=config.dataset_fallback))
+
+
+def _run(config: RunConfig, folder: RunFolder, outcome: Outcome, group: Group) -> None:
     def keep(name: str, record: R) -> R:
         record.save(folder.record(name))
         return record
 
     with outcome.stage("prepare"):
         folder.clear_records()
-        prepared = prepare(config.train, config.data_dir, fallback=config.dataset_fallback)
+        prepared = _prepare(config, group)
         data = outcome.data = keep("data", prepared.info)
         code = keep("code", provenance.describe())
         keep("config", config)
         test = prepared.test.take(slice(config.test_batch_size)) if config.dry_run else prepared.test
     with outcome.stage("train"):
-        trained, served = train(prepared, config, folder)
+        trained, served = train(prepared, config, folder, group)
         keep("trained", trained)
     with outcome.stage("evaluate"):
         evaluated = outcome.evaluated = keep(

@@ -30,6 +30,10 @@ class RunFolder:
         return self.root / "checkpoints" / "last.pt"
 
     @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
+
+    @property
     def reference(self) -> Path:
         """Probabilities float32 [N, K] of the network in PyTorch over the test set."""
         return self.root / "records" / "probabilities.npy"
@@ -64,6 +68,9 @@ class RunFolder:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             lock.acquire()
+            # A run that was killed while it wrote a file has left the unfinished one.
+            for temporary in self.root.rglob(".*.tmp"):
+                temporary.unlink()
         except Timeout:
             raise FolderError(
                 f"{self.root} is in use by another run: wait for it or name another --output-dir"

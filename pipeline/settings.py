@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from pipeline.config import (
     RunConfig,
     Source,
     TrainConfig,
+    Trainer,
     Value,
+    is_torchrun_worker,
     read_dotenv,
     resolve,
 )
@@ -25,7 +28,12 @@ from pipeline.errors import InputError
 from pipeline.options import DEFAULTS, FORMATS
 from pipeline.records import Format
 
-_DEVICES: tuple[Device, ...] = ("cuda", "mps", "cpu")
+# Where each trainer can work, best first.
+_DEVICES: dict[Trainer, tuple[Device, ...]] = {
+    "single": ("cuda", "mps", "cpu"),
+    "hogwild": ("cpu",),
+    "ddp": ("cuda", "cpu"),
+}
 
 
 def configure(flags: Mapping[str, Any], dataset_id: str, *, fallback: bool, started: time.struct_time) -> RunConfig:
@@ -56,6 +64,11 @@ def configure(flags: Mapping[str, Any], dataset_id: str, *, fallback: bool, star
     )
     if train.early_stopping_patience and not train.validation_fraction:
         raise InputError("--early-stopping-patience needs validation images: give a --validation-fraction above 0")
+    if flags["tensorboard"] and find_spec("tensorboard") is None:
+        raise InputError(
+            "--tensorboard needs the package tensorboard: run "
+            "bin/python -m pip install --require-hashes -r requirements-tensorboard.lock"
+        )
     data_dir = _path(values["data_dir"])
     data = registry.dataset(dataset_id).describe(train.data_options(data_dir))
     formats = _formats(flags)
@@ -69,7 +82,8 @@ def configure(flags: Mapping[str, Any], dataset_id: str, *, fallback: bool, star
         else Path(time.strftime("output_%Y%m%d_%H%M%S", started)),
         model_repository=_path(values["model_repository"]),
         release_name=_release_name(flags["release_name"], f"{flags['model_id']}-{data.release_name or dataset_id}"),
-        devices=_devices(flags),
+        devices=_devices(flags, train.trainer),
+        num_processes=_num_processes(flags["num_processes"], train),
         export_formats=formats,
         served_format=flags["served_format"],
         test_batch_size=plain["test_batch_size"],
@@ -81,6 +95,7 @@ def configure(flags: Mapping[str, Any], dataset_id: str, *, fallback: bool, star
         save_model=flags["save_model"],
         resume=flags["resume"],
         dataset_fallback=fallback,
+        tensorboard=flags["tensorboard"],
         sources={**{name: value.source for name, value in values.items()}, **_id_sources(flags, fallback)},
     )
 
@@ -134,10 +149,35 @@ def _release_name(given: str | None, default: str) -> str:
     return name
 
 
-def _devices(flags: Mapping[str, Any]) -> tuple[Device, ...]:
+def _devices(flags: Mapping[str, Any], trainer: Trainer) -> tuple[Device, ...]:
     excluded = {name for name in ("cuda", "mps") if flags[f"no_{name}"]}
-    wanted = _DEVICES if flags["device"] == "auto" else (flags["device"],)
+    wanted = _DEVICES[trainer] if flags["device"] == "auto" else (flags["device"],)
+    if not set(wanted) <= set(_DEVICES[trainer]):
+        raise InputError(
+            f"--trainer {trainer} trains on {' or '.join(_DEVICES[trainer])}: use --device auto or --trainer single"
+        )
     left = tuple(name for name in wanted if name not in excluded)
     if not left:
         raise InputError(f"--device {flags['device']} and --no-{flags['device']} exclude each other: give one of them")
     return left
+
+
+def _num_processes(given: int | None, train: TrainConfig) -> int:
+    if train.trainer == "single":
+        if given not in (None, 1):
+            raise InputError(f"--num-processes {given} needs --trainer hogwild or ddp: --trainer single is one process")
+        return 1
+    processes = in_all = given or 2
+    if train.trainer == "ddp" and is_torchrun_worker():
+        processes, in_all = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+        if given not in (None, processes):
+            raise InputError(
+                f"--num-processes {given}: torchrun has started {processes} on this host; leave the flag out, or give "
+                "torchrun the same number by --nproc-per-node"
+            )
+    if train.trainer == "ddp" and in_all > train.batch_size:
+        raise InputError(
+            f"--num-processes: {in_all} in all are more than the {train.batch_size} images of a batch, which they "
+            "share; use fewer processes or a larger --batch-size"
+        )
+    return processes

@@ -1,11 +1,12 @@
 """Real commands: what they make, and what they leave. One release, made once, is asked by many tests."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def start_command(*arguments: str, cwd: Path, temporary: Path) -> subprocess.Pop
     )
 
 
-def wait_until(done: Callable[[], bool], seconds: float, what: str) -> None:
+def wait_until(done: Callable[[], bool], seconds: float = 90, what: str = "what was waited for") -> None:
     deadline = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
@@ -114,6 +115,46 @@ def assert_nothing_left(temporary: Path, guards: list[int]) -> None:
     # torch.export makes one empty folder for each user, and uses it no more.
     assert [path for path in temporary.rglob("*") if not path.name.startswith("torchinductor_")] == []
     assert shared_memory(guards) == []
+
+
+@contextmanager
+def started(*arguments: str, cwd: Path) -> Iterator[subprocess.Popen[str]]:
+    """A command while it runs, in a process group of its own; whatever it started is killed at the end."""
+    # A shell may have started the tests in the background, where Ctrl-C is ignored, and processes inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    signal.signal(signal.SIGINT, before)
+    try:
+        yield process
+    finally:
+        for number in (*descendants(process.pid), process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        process.communicate()
+
+
+def descendants(ancestor: int) -> dict[int, str]:
+    """The command of each process that a process started, directly or not, and that has not ended."""
+    listing = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,ppid=,stat=,args="], stdout=subprocess.PIPE, check=True)
+    rows = [line.split(maxsplit=3) for line in listing.stdout.decode().splitlines()]
+    found: dict[int, str] = {}
+    for number, parent, state, command in ((int(row[0]), int(row[1]), row[2], row[-1]) for row in rows):
+        if (parent == ancestor or parent in found) and "Z" not in state:
+            found[number] = command
+    return found
+
+
+def is_alive(process: int) -> bool:
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], stdout=subprocess.PIPE, check=False).stdout
+    return bool(state) and b"Z" not in state
 
 
 @pytest.fixture(scope="session")

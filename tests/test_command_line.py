@@ -15,9 +15,10 @@ SURFACE = """
 -h --help --model-id --dataset-id --data-dir --output-dir --image-size --criterion-id --optimizer-id --scheduler-id
 --epochs --max-steps --batch-size --learning-rate --lr --weight-decay --label-smoothing --gradient-clip-norm --gamma
 --validation-fraction --early-stopping-patience --seed --test-batch-size --log-interval --save-model --no-save-model
---resume --no-resume --dry-run --device --no-cuda --no-mps --trainer --num-processes --export-format --export_format
---skip-export --skip-visualizations --min-test-accuracy --min-per-class-accuracy --max-model-size-mb
---max-inference-time-ms --served-format --model-repository --release-name --no-publish -q --quiet --debug
+--resume --no-resume --tensorboard --dry-run --device --no-cuda --no-mps --precision --trainer --num-processes
+--export-format --export_format --skip-export --skip-visualizations --min-test-accuracy --min-per-class-accuracy
+--max-model-size-mb --max-inference-time-ms --served-format --model-repository --release-name --no-publish
+-q --quiet --debug
 """
 
 
@@ -115,6 +116,22 @@ def test_a_loss_that_is_no_number_is_refused_with_status_3(tmp_path: Path) -> No
     assert done.returncode == 3
     assert "loss became" in done.stderr
     assert not (tmp_path / "model_repository").exists()
+
+
+def test_tensorboard_is_asked_for_where_it_is_missing(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['tensorboard'] = None; from pipeline.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "train", "--dataset-id", "digits_v1", "--tensorboard"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert "requirements-tensorboard.lock" in done.stderr
+    assert (ROOT / "requirements-tensorboard.lock").exists()
 
 
 def test_a_damaged_checkpoint_is_refused(released: Workplace, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """The engine: resumed as if never stopped, alike from one seed, honest about bad checkpoints and numbers."""
 
+import math
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,15 @@ from sklearn import metrics as reference
 
 from pipeline import metrics, registry
 from pipeline.config import Criterion
-from pipeline.errors import CheckpointError, NonFiniteLossError
+from pipeline.errors import CheckpointError, InputError, NonFiniteLossError
 from pipeline.served import build_network
 from pipeline.specs import OptimizerOptions, Prepared, Split
 from pipeline.stages.prepare import prepare
-from pipeline.training import checkpoint
+from pipeline.training import checkpoint, tensorboard
 from pipeline.training.batches import Batches, Normalise
+from pipeline.training.group import ALONE, Group
 from pipeline.training.loop import Training
+from pipeline.training.validation import validate
 
 IDENTITY = {"seed": 1}
 
@@ -28,12 +32,20 @@ def digits() -> Prepared:
     return prepare(CONFIG, Path(), fallback=False)
 
 
-def training(digits: Prepared, **changes: Any) -> Training:
+def training(digits: Prepared, *, num_processes: int = 1, group: Group = ALONE, **changes: Any) -> Training:
     config = CONFIG.model_copy(update=changes)
     few = digits.train.take(slice(320))
     network = build_network(config.model_id, digits.info, config.seed)
-    normalise = Normalise(digits.info.mean, digits.info.std)
-    return Training(network, normalise, (few, digits.validation), config, torch.device("cpu"), log_interval=2)
+    return Training(
+        network,
+        Normalise(digits.info.mean, digits.info.std),
+        (few, digits.validation),
+        config,
+        torch.device("cpu"),
+        log_interval=2,
+        num_processes=num_processes,
+        group=group,
+    )
 
 
 def weights_after(run: Training) -> str:
@@ -45,7 +57,7 @@ def weights_after(run: Training) -> str:
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     digits: Prepared, tmp_path: Path, optimizer_id: str, scheduler_id: str
 ) -> None:
-    changes = {"optimizer_id": optimizer_id, "scheduler_id": scheduler_id}
+    changes: dict[str, Any] = {"optimizer_id": optimizer_id, "scheduler_id": scheduler_id}
     whole = training(digits, **changes)
     expected = weights_after(whole)
 
@@ -111,21 +123,100 @@ def test_max_steps_ends_a_run_within_an_epoch_and_its_schedule_with_it(
     assert [done.count(epoch + 1) for epoch in range(len(progress.epochs))] == steps
     assert progress.images_seen == 64 * sum(steps)
     factors = [row[3] / CONFIG.learning_rate for row in progress.batches]
-    assert factors == [pytest.approx(run.schedule.factor(step, 5, sum(steps), 0)) for step in range(sum(steps))]
+    assert factors == [pytest.approx(run.engine.schedule.factor(step, 5, sum(steps), 0)) for step in range(sum(steps))]
 
 
 def test_a_loss_that_is_no_number_stops_and_names_the_batch(digits: Prepared) -> None:
-    with pytest.raises(NonFiniteLossError, match=r"batch \d+ of epoch 1"):
+    with pytest.raises(NonFiniteLossError, match=r"batch \d+ of epoch 1: .* there is no checkpoint yet"):
         training(digits, optimizer_id="sgd", learning_rate=1e30).run(lambda: None)
 
 
-def test_early_stopping_restores_the_best_epoch(digits: Prepared) -> None:
-    run = training(digits, epochs=30, learning_rate=0.03, early_stopping_patience=2)
+def test_a_loss_that_is_no_number_names_the_last_good_checkpoint(digits: Prepared, tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    run = training(digits)
+
+    def save_then_spoil() -> None:
+        run.save(path, IDENTITY)
+        next(run.network.parameters()).data.fill_(math.nan)
+
+    with pytest.raises(NonFiniteLossError, match=rf"batch 1 of epoch 2: .* last good checkpoint is {path};"):
+        run.run(save_then_spoil)
+    resumed = training(digits)
+    assert resumed.restore(path, IDENTITY)
+    assert weights_after(resumed) == weights_after(training(digits))
+
+
+def test_a_gradient_that_is_no_number_stops_before_it_is_saved(digits: Prepared) -> None:
+    run = training(digits)
+    next(run.network.parameters()).register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(NonFiniteLossError, match="gradient's norm became"):
+        run.run(lambda: pytest.fail("an epoch ended"))
+
+
+@pytest.mark.parametrize("patience", [0, 2])
+def test_the_weights_of_the_best_epoch_are_restored(digits: Prepared, patience: int) -> None:
+    run = training(digits, epochs=10, learning_rate=0.03, early_stopping_patience=patience)
     progress = run.run(lambda: None)
-    assert progress.stopped_early
     losses = [epoch.validation_loss for epoch in progress.epochs if epoch.validation_loss is not None]
-    assert progress.best_epoch == losses.index(min(losses)) + 1 == len(losses) - 2
-    assert run._validate()[0] == pytest.approx(min(losses), rel=1e-5)
+    assert progress.stopped_early == bool(patience)
+    assert progress.best_epoch == losses.index(min(losses)) + 1 < len(losses)
+    assert not patience or progress.best_epoch == len(losses) - patience
+    assert validate(run.engine, digits.validation)[0] == pytest.approx(min(losses), rel=1e-5)
+
+
+def test_without_validation_images_the_last_weights_stay(digits: Prepared) -> None:
+    run = training(digits._replace(validation=digits.train.take(slice(0))), epochs=2)
+    saved: list[str] = []
+    progress = run.run(lambda: saved.append(checkpoint.weights_sha256(run.network)))
+    assert progress.best_epoch is None
+    assert saved[-1] == checkpoint.weights_sha256(run.network) != saved[0]
+
+
+def test_bf16_trains_otherwise_than_fp32_and_goes_on_in_bf16(digits: Prepared, tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    run = training(digits, epochs=2, precision="bf16")
+    progress = run.run(lambda: run.save(path, IDENTITY))
+    assert progress.epochs[-1].train_loss < progress.epochs[0].train_loss
+    assert {parameter.dtype for parameter in run.network.parameters()} == {torch.float32}
+    assert checkpoint.weights_sha256(run.network) != weights_after(training(digits, epochs=2))
+    resumed = training(digits, epochs=3, precision="auto")
+    assert resumed.restore(path, IDENTITY)
+    resumed.run(lambda: None)
+    assert resumed.engine.precision == "bf16"
+
+
+def test_fp16_is_for_cuda(digits: Prepared) -> None:
+    with pytest.raises(InputError, match="--precision fp16 is not to be had on cpu"):
+        training(digits, precision="fp16").run(lambda: None)
+
+
+@pytest.mark.parametrize(("native", "possible"), [(False, {"fp32"}), (True, {"fp32", "bf16"})])
+def test_auto_measures_only_where_bf16_is_native_and_changes_nothing(
+    digits: Prepared, native: bool, possible: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native, "amx_bf16": False})
+    run = training(digits, epochs=1, precision="auto")
+    expected = training(digits, epochs=1, precision="fp32"), training(digits, epochs=1, precision="bf16")
+    weights = weights_after(run)
+    assert run.engine.precision in possible
+    assert weights == weights_after(expected[run.engine.precision == "bf16"])
+
+
+if find_spec("tensorboard"):
+
+    def test_tensorboard_gets_each_batch_and_epoch_once(digits: Prepared, tmp_path: Path) -> None:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        run = training(digits, epochs=2)
+        for _ in range(2):  # a run that is resumed writes its log again
+            with tensorboard.log(tmp_path / "tensorboard") as log:
+                run.run(lambda: None)
+                log(run.progress)
+        written = EventAccumulator(str(tmp_path / "tensorboard"))
+        written.Reload()
+        losses = [event.value for event in written.Scalars("batch/loss")]
+        assert losses == pytest.approx([row[1] for row in run.progress.batches])
+        assert [event.step for event in written.Scalars("epoch/validation_loss")] == [1, 2]
 
 
 @pytest.mark.parametrize("loss_id", registry.ids("losses"))

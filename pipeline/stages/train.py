@@ -1,6 +1,7 @@
 """Train a network, or take up a training where its last checkpoint left it."""
 
 import logging
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -8,12 +9,15 @@ from torch import nn
 from torchinfo import summary
 
 from pipeline.config import RunConfig, TrainConfig
+from pipeline.errors import InputError
 from pipeline.records import DataInfo, Layer, Trained
 from pipeline.runfolder import RunFolder
 from pipeline.served import Served, build_network
 from pipeline.specs import Prepared
-from pipeline.training import checkpoint, device
+from pipeline.training import checkpoint, device, tensorboard
 from pipeline.training.batches import Normalise
+from pipeline.training.engine import Engine
+from pipeline.training.group import ALONE, Group
 from pipeline.training.loop import Training
 
 _log = logging.getLogger(__name__)
@@ -24,11 +28,12 @@ class Result(NamedTuple):
     served: Served
 
 
-def train(prepared: Prepared, config: RunConfig, folder: RunFolder) -> Result:
-    """The network is returned on the CPU, ready to be asked and exported.
+def train(prepared: Prepared, config: RunConfig, folder: RunFolder, group: Group = ALONE) -> Result:
+    """The network is returned on the CPU, ready to be asked and exported, in each process of the group.
 
     A finished run is not trained again. CheckpointError where the folder holds a damaged checkpoint
-    or one of another run; NonFiniteLossError where the loss is no longer a number.
+    or one of another run; NonFiniteLossError where the loss is no longer a number; InputError where the
+    processes were not given the same run; WorkerError where one is lost.
     """
     # Denormal numbers are slow on CPUs and say nothing here.
     torch.set_flush_denormal(True)
@@ -44,21 +49,35 @@ def train(prepared: Prepared, config: RunConfig, folder: RunFolder) -> Result:
         Normalise(data.mean, data.std),
         (prepared.train, prepared.validation),
         config.train,
-        device.choose(config.devices),
+        device.choose(config.devices, group.local_rank),
         log_interval=config.log_interval,
         batch_limit=1 if config.dry_run else None,
+        num_processes=config.num_processes,
+        group=group,
     )
     identity = _identity(config.train, data)
-    if config.resume and not config.dry_run and training.restore(folder.checkpoint, identity):
+    first = group.from_first(lambda: identity)
+    group.in_turn(lambda: _demand_same(first, identity, group))
+    if (config.resume or group.restarts) and not config.dry_run and training.restore(folder.checkpoint, identity):
         _log.info("going on after epoch %d of %d", len(training.progress.epochs), config.train.epochs)
     save = config.save_model and not config.dry_run
-    progress = training.run(lambda: training.save(folder.checkpoint, identity) if save else None)
-    served = Served(training.network, training.normalise).cpu().eval()
+    board = config.tensorboard and group.rank == 0
+    with tensorboard.log(folder.tensorboard) if board else nullcontext() as log:
+
+        def after_epoch() -> None:
+            if save:
+                training.save(folder.checkpoint, identity)
+            if log:
+                log(training.progress)
+
+        progress = training.run(after_epoch)
+    group.leave()
+    served = Served(training.network, training.engine.normalise).cpu().eval()
     trained = Trained(
         model_id=config.train.model_id,
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         layers=layers,
-        device=str(training.device),
+        device=str(training.engine.device),
         epochs=tuple(progress.epochs),
         stopped_early=progress.stopped_early,
         best_epoch=progress.best_epoch,
@@ -66,14 +85,41 @@ def train(prepared: Prepared, config: RunConfig, folder: RunFolder) -> Result:
         images_seen=progress.images_seen,
         seconds=sum(epoch.seconds for epoch in progress.epochs),
         weights_sha256=checkpoint.weights_sha256(served.network),
+        precision=training.engine.precision,
+        trainer=config.train.trainer,
+        processes=max(group.size, config.num_processes),
+        reproducible_with=_reproducible_with(training.engine, group),
     )
     return Result(trained, served)
+
+
+def _reproducible_with(engine: Engine, group: Group) -> dict[str, str] | None:
+    """Each of these changes the order in which sums are taken."""
+    if engine.device.type != "cpu" or engine.config.trainer == "hogwild":
+        return None
+    return {
+        "torch": torch.__version__,
+        "device": str(engine.device),
+        "precision": engine.precision,
+        "processes": str(group.size),
+        "threads": str(torch.get_num_threads()),
+        "CPU capability": torch.backends.cpu.get_cpu_capability(),
+    }
 
 
 def _identity(config: TrainConfig, data: DataInfo) -> dict[str, Any]:
     """What must be equal for a run to go on; the number of epochs is judged by the schedule."""
     values: dict[str, Any] = config.model_dump(mode="json", exclude={"epochs"})
     return {**values, "data_sha256": data.sha256}
+
+
+def _demand_same(first: dict[str, Any], own: dict[str, Any], group: Group) -> None:
+    difference = checkpoint.first_difference(first, own)
+    if difference is not None:
+        raise InputError(
+            f"training process {group.rank + 1} of {group.size} has another run than the first one: {difference}; "
+            "start all of them with the same command, code and data"
+        )
 
 
 def _layers(network: nn.Module, data: DataInfo) -> tuple[Layer, ...]:

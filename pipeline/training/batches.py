@@ -1,7 +1,7 @@
 """Batches are index gathers from one uint8 tensor."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -49,10 +49,24 @@ class Batches:
         """Batches in an epoch, the last smaller one included."""
         return -(-len(self._labels) // self._size)
 
-    def epoch(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images [B, C, H, W] of 0 to 255 and labels [B], every image once, in the generator's order."""
+    @property
+    def slices(self) -> list[slice]:
+        """Which of an epoch's images are in each batch."""
+        count = len(self._labels)
+        return [slice(start, min(start + self._size, count)) for start in range(0, count, self._size)]
+
+    def epoch(
+        self,
+        generator: torch.Generator,
+        slices: Iterable[slice] | None = None,
+        augmenting: torch.Generator | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images [B, C, H, W] of 0 to 255 and labels [B] in the generator's order: all images, or only `slices`.
+
+        `augmenting`: where the augmentation is not drawn from that generator, too.
+        """
         order = torch.randperm(len(self._labels), generator=generator)
-        for part in order.split(self._size):
-            index = part.to(self._device)
+        for chosen in self.slices if slices is None else slices:
+            index = order[chosen].to(self._device)
             images = self._images.index_select(0, self._rows[index])
-            yield self._augment(images, generator), self._labels[index]
+            yield self._augment(images, augmenting or generator), self._labels[index]

@@ -42,15 +42,21 @@ def load(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     if hashlib.sha256(content).digest() != digest:
         raise CheckpointError(f"{path} is damaged: remove it, or begin anew with --no-resume")
     state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    found = json.loads(state["identity"])
-    for name in sorted(identity.keys() | found.keys()):
-        before, now = found.get(name), identity.get(name)
-        if before != now:
-            raise CheckpointError(
-                f"{path} belongs to another run: {name} was {before!r} and is now {now!r}; use the same values, "
-                "another --output-dir, or begin anew with --no-resume"
-            )
+    difference = first_difference(json.loads(state["identity"]), identity)
+    if difference is not None:
+        raise CheckpointError(
+            f"{path} belongs to another run: {difference}; use the same values, another --output-dir, or begin anew "
+            "with --no-resume"
+        )
     return state
+
+
+def first_difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """Names the value that differs, in words; None where all are equal."""
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            return f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"
+    return None
 
 
 def weights_sha256(network: nn.Module) -> str:

@@ -1,54 +1,43 @@
-"""The training loop."""
+"""The training loop: epochs, metrics, the best weights, checkpoints."""
 
-import copy
 import json
 import logging
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pipeline import console, registry
+from pipeline import console
 from pipeline.config import TrainConfig
 from pipeline.errors import CheckpointError, NonFiniteLossError
-from pipeline.records import BatchSeries, Epoch
-from pipeline.specs import Classifier, OptimizerOptions, ParameterGroups, Split
-from pipeline.training import checkpoint
+from pipeline.records import Epoch
+from pipeline.specs import Classifier, Split
+from pipeline.training import checkpoint, hogwild, precision
 from pipeline.training.batches import Batches, Normalise
+from pipeline.training.engine import Engine, Shard
+from pipeline.training.group import ALONE, Group
+from pipeline.training.progress import Progress
+from pipeline.training.validation import validate
 
 _log = logging.getLogger(__name__)
 
-_VALIDATION_BATCH = 1000
-# Columns of the batch metrics, in the order of BatchSeries.
-_COLUMNS = ("epoch", "loss", "accuracy", "learning_rate", "gradient_norm")
 
+class Steps(Protocol):
+    """Does the steps of an epoch: an engine, or processes that each have one."""
 
-@dataclass
-class Progress:
-    """What a run has done so far: with the weights and the optimizer, all that a checkpoint needs."""
-
-    epochs: list[Epoch] = field(default_factory=list)
-    batches: list[list[float]] = field(default_factory=list)
-    images_seen: int = 0
-    best_epoch: int | None = None
-    best_weights: dict[str, Tensor] | None = None
-    stopped_early: bool = False
-
-    def series(self) -> BatchSeries:
-        columns = zip(*self.batches, strict=True) if self.batches else ((),) * len(_COLUMNS)
-        return BatchSeries(**dict(zip(_COLUMNS, map(tuple, columns), strict=True)))
+    def epoch(self, epoch: int, shards: Sequence[Shard]) -> Iterator[tuple[int, Tensor]]: ...
+    def state(self) -> dict[str, Any]: ...
 
 
 class Training:
-    """One network being trained on one device.
+    """One network being trained; each process of a group has one of these, and the first one writes.
 
-    Randomness is drawn from (seed, epoch) alone, so a run that goes on from the checkpoint of any
-    epoch does what an uninterrupted one does.
+    `num_processes` are those of Hogwild, each of which has an engine and none of this.
     """
 
     def __init__(
@@ -61,99 +50,103 @@ class Training:
         *,
         log_interval: int,
         batch_limit: int | None = None,
+        num_processes: int = 1,
+        group: Group = ALONE,
     ) -> None:
+        train, self._validation = data
         self.config = config
-        self.device = device
         self.network = network.to(device).to(memory_format=torch.channels_last)
-        self.normalise = normalise.to(device)
-        train, self.validation = data
-        self.batches = Batches(train, config.augmentation, config.batch_size, device)
-        self.log_interval = log_interval
-        self.batch_limit = batch_limit
-        self.steps_per_epoch = min(len(self.batches), batch_limit or len(self.batches))
-        whole = self.steps_per_epoch * config.epochs
-        self.total_steps = min(whole, config.max_steps or whole)
-        self.optimizer = registry.optimizer(config.optimizer_id).build(
-            _parameter_groups(network, config.weight_decay),
-            config.learning_rate,
-            OptimizerOptions(betas=config.betas, momentum=config.momentum),
-        )
-        self.schedule = registry.schedule(config.scheduler_id)
-        self.losses = [(registry.loss(criterion.loss_id).loss, criterion.weight) for criterion in config.criteria]
+        batches = Batches(train, config.augmentation, config.batch_size, device)
+        self.engine = Engine(network, normalise.to(device), batches, config, device, batch_limit)
+        self._steps: Steps = self.engine
+        self._group = group
+        self._num_processes = num_processes
+        self._worker_states: Sequence[dict[str, Any]] = ()
         self.progress = Progress()
+        self.checkpoint: Path | None = None
+        self._log_interval = log_interval
+        self._batch_limit = batch_limit
 
-    def run(self, save: Callable[[], None]) -> Progress:
-        """Train up to `config.epochs` or `config.max_steps`, calling `save` after each epoch."""
+    def run(self, after_epoch: Callable[[], None]) -> Progress:
+        """Train up to `config.epochs` or `config.max_steps`; the first process calls `after_epoch`.
+
+        Ends with the weights of the epoch with the least validation loss, or the last ones without validation images.
+        NonFiniteLossError where a number is none any more; WorkerError where a process of Hogwild is lost.
+        """
         progress = self.progress
-        while len(progress.epochs) * self.steps_per_epoch < self.total_steps and not progress.stopped_early:
-            progress.epochs.append(self._epoch(len(progress.epochs)))
-            self._keep_best()
-            save()
+        if not progress.epochs:
+            choose = partial(precision.choose, self.config.precision, self.engine)
+            self.engine.set_precision(self._group.from_first(choose))
+        if not self._is_done():
+            self.engine.distribute(self._group)
+            if self.config.trainer == "hogwild":
+                with hogwild.workers(self.engine, self._num_processes, self._worker_states) as self._steps:
+                    self._run_epochs(after_epoch)
+            else:
+                self._run_epochs(after_epoch)
         if progress.best_weights is not None:
             self.network.load_state_dict(progress.best_weights)
         return progress
 
+    def _is_done(self) -> bool:
+        steps = len(self.progress.epochs) * self.engine.steps_per_epoch
+        return steps >= self.engine.total_steps or self.progress.stopped_early
+
+    def _run_epochs(self, after_epoch: Callable[[], None]) -> None:
+        progress, patience = self.progress, self.config.early_stopping_patience
+        while not self._is_done():
+            progress.epochs.append(self._epoch(len(progress.epochs)))
+            progress.keep_best(self.network)
+            if patience and progress.epochs_since_best() >= patience:
+                progress.stopped_early = True
+                best = progress.best_epoch
+                _log.info("stopped: validation loss has not fallen for %d epochs; best was epoch %s", patience, best)
+            if self._group.rank == 0:
+                after_epoch()
+
     def _epoch(self, epoch: int) -> Epoch:
         started = time.perf_counter()
-        generator = torch.Generator().manual_seed(_seed(self.config.seed, epoch, stream=0))
-        torch.manual_seed(_seed(self.config.seed, epoch, stream=1))  # dropout
-        self.network.train()
+        steps = min(self.engine.steps_per_epoch, self.engine.total_steps - epoch * self.engine.steps_per_epoch)
+        images = self.engine.batches.slices[:steps]
+        shards = [Shard.of(batch, chosen, self._group) for batch, chosen in enumerate(images)]
         rows: list[Tensor] = []
         first = len(self.progress.batches)
-        steps = min(self.steps_per_epoch, self.total_steps - epoch * self.steps_per_epoch)
         with console.progress(f"epoch {epoch + 1}/{self.config.epochs}", steps) as advance:
-            for index, (images, labels) in enumerate(self.batches.epoch(generator)):
-                if index == steps:
-                    break
-                rows.append(self._step(images, labels, epoch * self.steps_per_epoch + index))
-                self.progress.images_seen += len(labels)
-                if (index + 1) % self.log_interval == 0 or index + 1 == steps:
-                    text = self._read(rows, epoch, index)
-                    advance(len(rows), text)
+            for batch, row in self._steps.epoch(epoch, shards):
+                rows.append(row)
+                if (batch + 1) % self._log_interval == 0 or batch + 1 == steps:
+                    advance(len(rows), self._read(rows, epoch, batch))
                     rows.clear()
+        self.progress.images_seen += images[-1].stop
         return self._summary(epoch, first, time.perf_counter() - started)
 
-    def _step(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
-        """One update. Returns loss, accuracy, learning rate and gradient norm, still on the device."""
-        config = self.config
-        learning_rate = config.learning_rate * self.schedule.factor(
-            step, self.steps_per_epoch, self.total_steps, config.gamma
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        scores = self.network(self.normalise(images).contiguous(memory_format=torch.channels_last))
-        loss = self._loss(scores, labels, config.label_smoothing)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), config.gradient_clip_norm or math.inf)
-        self.optimizer.step()
-        accuracy = (scores.detach().argmax(1) == labels).float().mean()
-        return torch.stack([loss.detach(), accuracy, norm.new_tensor(learning_rate), norm])
-
-    def _loss(self, scores: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-        log_probabilities = self.network.log_probabilities(scores)
-        parts = [weight * loss(scores, log_probabilities, labels, label_smoothing) for loss, weight in self.losses]
-        return torch.stack(parts).sum()
-
-    def _read(self, rows: list[Tensor], epoch: int, index: int) -> str:
+    def _read(self, rows: list[Tensor], epoch: int, batch: int) -> str:
         """Bring the metrics of some batches to the host: the only wait for the device inside an epoch."""
-        first = index + 1 - len(rows)
-        for offset, values in enumerate(torch.stack(rows).tolist()):
-            if not math.isfinite(values[0]):
-                raise NonFiniteLossError(
-                    f"the loss became {values[0]} in batch {first + offset + 1} of epoch {epoch + 1}: "
-                    f"the last good state is that of epoch {epoch}; try a smaller --learning-rate or "
-                    "--gradient-clip-norm 1"
-                )
-            self.progress.batches.append([epoch + (first + offset + 1) / self.steps_per_epoch, *values])
-        loss, accuracy, learning_rate, _ = self.progress.batches[-1][1:]
+        steps = self.engine.steps_per_epoch
+        values_by_batch = self._group.total(torch.stack(rows)).tolist()
+        for number, values in enumerate(values_by_batch, start=batch + 2 - len(rows)):
+            loss, accuracy, learning_rate, norm = values
+            where = f"in batch {number} of epoch {epoch + 1}"
+            self._demand_finite(loss, f"the loss became {loss} {where}")
+            # A step whose scaled fp16 gradients overflow is left out, and the scale halved.
+            if self.engine.precision != "fp16":
+                self._demand_finite(norm, f"the gradient's norm became {norm} {where}")
+            self.progress.batches.append([epoch + number / steps, *values])
         text = f"loss {loss:.4f}  accuracy {accuracy:.2%}"
-        _log.debug("epoch %d batch %d/%d: %s  lr %.3g", epoch + 1, index + 1, self.steps_per_epoch, text, learning_rate)
+        _log.debug("epoch %d batch %d/%d: %s  lr %.3g", epoch + 1, batch + 1, steps, text, learning_rate)
         return text
+
+    def _demand_finite(self, value: float, what: str) -> None:
+        if math.isfinite(value):
+            return
+        good = f"the last good checkpoint is {self.checkpoint}" if self.checkpoint else "there is no checkpoint yet"
+        raise NonFiniteLossError(
+            f"{what}: expected a finite number; {good}; try a smaller --learning-rate or --gradient-clip-norm 1"
+        )
 
     def _summary(self, epoch: int, first: int, seconds: float) -> Epoch:
         rows = self.progress.batches[first:]
-        validation_loss, validation_accuracy = self._validate()
+        validation_loss, validation_accuracy = validate(self.engine, self._validation, self._batch_limit, self._group)
         record = Epoch(
             epoch=epoch + 1,
             train_loss=sum(row[1] for row in rows) / len(rows),
@@ -165,96 +158,45 @@ class Training:
         )
         line = f"epoch {epoch + 1:3d}/{self.config.epochs}  train {record.train_loss:.4f} {record.train_accuracy:.2%}"
         if validation_loss is not None:
+            self._demand_finite(validation_loss, f"the validation loss became {validation_loss} in epoch {epoch + 1}")
             line += f"  validation {validation_loss:.4f} {validation_accuracy:.2%}"
         _log.info("%s  %.1f s", line, seconds)
         return record
 
-    @torch.no_grad()
-    def _validate(self) -> tuple[float | None, float | None]:
-        """Loss, without label smoothing, and accuracy over the images that were set aside."""
-        count = len(self.validation.labels)
-        if count == 0:
-            return None, None
-        self.network.eval()
-        total = torch.zeros(2, device=self.device)
-        limit = count if self.batch_limit is None else _VALIDATION_BATCH * self.batch_limit
-        for start in range(0, min(count, limit), _VALIDATION_BATCH):
-            chosen = slice(start, start + _VALIDATION_BATCH)
-            images = torch.from_numpy(self.validation.images(chosen)).to(self.device)
-            labels = torch.from_numpy(self.validation.labels[chosen]).to(self.device)
-            scores = self.network(self.normalise(images).contiguous(memory_format=torch.channels_last))
-            correct = (scores.argmax(1) == labels).sum()
-            total += torch.stack([self._loss(scores, labels, 0.0) * len(labels), correct])
-        loss, accuracy = (total / min(count, limit)).tolist()
-        return loss, accuracy
-
-    def _keep_best(self) -> None:
-        """With early stopping: remember the weights of the epoch with the least validation loss."""
-        patience, progress = self.config.early_stopping_patience, self.progress
-        if not patience:
-            return
-        losses = [epoch.validation_loss for epoch in progress.epochs if epoch.validation_loss is not None]
-        best = losses.index(min(losses)) + 1
-        if best == len(losses):
-            progress.best_epoch = best
-            progress.best_weights = copy.deepcopy(self.network.state_dict())
-        elif len(losses) - best >= patience:
-            progress.stopped_early = True
-            _log.info("stopped: validation loss has not fallen for %d epochs; best was epoch %d", patience, best)
-
     def save(self, path: Path, identity: dict[str, Any]) -> None:
         """Write a checkpoint of the whole training."""
-        progress = self.progress
         checkpoint.save(
             path,
             {
                 "identity": json.dumps(identity),
                 "total_epochs": self.config.epochs,
+                "precision": self.engine.precision,
                 "network": self.network.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "epochs": [epoch.model_dump() for epoch in progress.epochs],
-                "batches": progress.batches,
-                "images_seen": progress.images_seen,
-                "best_epoch": progress.best_epoch,
-                "best_weights": progress.best_weights,
-                "stopped_early": progress.stopped_early,
+                "steps": self._steps.state(),
+                "progress": self.progress.state(),
             },
         )
+        self.checkpoint = path
 
     def restore(self, path: Path, identity: dict[str, Any]) -> bool:
         """Go on from a checkpoint; False where there is none."""
-        state = checkpoint.load(path, identity)
+        state = self._group.from_first(partial(checkpoint.load, path, identity))
         if state is None:
             return False
-        done, before, now = len(state["epochs"]), state["total_epochs"], self.config.epochs
-        if now < done or (now != before and self.schedule.DEPENDS_ON_TOTAL):
+        progress = Progress.from_state(state["progress"])
+        done, before, now = len(progress.epochs), state["total_epochs"], self.config.epochs
+        if now < done or (now != before and self.engine.schedule.DEPENDS_ON_TOTAL):
             raise CheckpointError(
                 f"{path} is of a run of {before} epochs, {done} of them done, and schedule "
                 f"{self.config.scheduler_id!r}: it cannot be made one of {now}; use --epochs {before}, another "
                 "--output-dir, or begin anew with --no-resume"
             )
         self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.progress = Progress(
-            epochs=[Epoch.model_validate(epoch) for epoch in state["epochs"]],
-            batches=state["batches"],
-            images_seen=state["images_seen"],
-            best_epoch=state["best_epoch"],
-            best_weights=state["best_weights"],
-            stopped_early=state["stopped_early"],
-        )
+        # What `auto` once measured holds for the whole run.
+        self.engine.set_precision(precision.choose(state["precision"], self.engine))
+        if self.config.trainer == "hogwild":
+            self._worker_states = state["steps"]["workers"]
+        else:
+            self.engine.load_state(state["steps"])
+        self.progress, self.checkpoint = progress, path
         return True
-
-
-def _parameter_groups(network: nn.Module, weight_decay: float) -> ParameterGroups:
-    """Biases and normalisation weights, the 1-D parameters, are not decayed."""
-    parameters = list(network.parameters())
-    return [
-        {"params": [parameter for parameter in parameters if parameter.ndim > 1], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
-    ]
-
-
-def _seed(seed: int, epoch: int, stream: int) -> int:
-    """Seeds that differ for each (seed, epoch, stream) and fit 63 bits."""
-    return (seed * 1_000_003 + epoch) * 2 + stream

@@ -1,0 +1,172 @@
+"""What one process does with a batch: forward, loss, backward, update."""
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline import registry
+from pipeline.config import Autocast, TrainConfig
+from pipeline.specs import Classifier, OptimizerOptions, ParameterGroups
+from pipeline.training.batches import Batches, Normalise
+from pipeline.training.group import Group
+from pipeline.training.precision import DTYPES
+
+
+class Shard(NamedTuple):
+    """A process's part of one batch: the batch's number in the epoch, which images, what share of the batch."""
+
+    batch: int
+    images: slice
+    share: float = 1.0
+
+    @classmethod
+    def of(cls, batch: int, images: slice, group: Group) -> Self:
+        """The part of this process; parts differ by one image at most.
+
+        A batch with fewer than two images for each goes to all of them as a whole: a process cannot do without.
+        """
+        count = images.stop - images.start
+        if count < 2 * group.size:
+            return cls(batch, images, 1 / group.size)
+        start, stop = (count * rank // group.size for rank in (group.rank, group.rank + 1))
+        return cls(batch, slice(images.start + start, images.start + stop), (stop - start) / count)
+
+
+class Engine:
+    """A network, its optimizer and the training images on one device.
+
+    Randomness is drawn from (seed, epoch, rank) alone, so a run that goes on after any epoch does what
+    an uninterrupted one does. In another process that it is sent to, an engine has the same network and images,
+    in shared memory, and an optimizer without a history.
+    """
+
+    def __init__(
+        self,
+        network: Classifier,
+        normalise: Normalise,
+        batches: Batches,
+        config: TrainConfig,
+        device: torch.device,
+        batch_limit: int | None = None,
+        precision: Autocast = "fp32",
+    ) -> None:
+        self.config = config
+        self.device = device
+        self.network = network
+        self.normalise = normalise
+        self.batches = batches
+        self.rank = 0
+        self._processes = 1
+        self._batch_limit = batch_limit
+        self.steps_per_epoch = min(len(batches), batch_limit or len(batches))
+        whole = self.steps_per_epoch * config.epochs
+        self.total_steps = min(whole, config.max_steps or whole)
+        self.schedule = registry.schedule(config.scheduler_id)
+        self.losses = [(registry.loss(criterion.loss_id).loss, criterion.weight) for criterion in config.criteria]
+        self.optimizer = registry.optimizer(config.optimizer_id).build(
+            _parameter_groups(network, config.weight_decay),
+            config.learning_rate,
+            OptimizerOptions(betas=config.betas, momentum=config.momentum),
+        )
+        self.forward: Callable[[Tensor], Tensor] = network
+        self.set_precision(precision)
+
+    def set_precision(self, precision: Autocast) -> None:
+        """What forward passes are computed in from now on; weights, losses and updates stay in fp32."""
+        self.precision: Autocast = precision
+        # fp16 alone has so few exponents that gradients must be scaled.
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+
+    def _parts(self, network: Classifier, precision: Autocast) -> tuple[Any, ...]:
+        return network, self.normalise, self.batches, self.config, self.device, self._batch_limit, precision
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
+        return type(self), self._parts(self.network, self.precision)
+
+    def copy(self, precision: Autocast) -> Self:
+        """The same images, a copy of the network, and an optimizer without a history."""
+        return type(self)(*self._parts(copy.deepcopy(self.network), precision))
+
+    def distribute(self, group: Group) -> None:
+        """From now on the gradients are the means over all processes of the group."""
+        self.rank, self._processes = group.rank, group.size
+        if group.size > 1:
+            devices = [self.device] if self.device.type == "cuda" else None
+            self.forward = DistributedDataParallel(self.network, devices)
+
+    def epoch(self, epoch: int, shards: Sequence[Shard]) -> Iterator[tuple[int, Tensor]]:
+        """Train on the shards; yields each batch's number and its metrics, as `step` returns them."""
+        order = _generator(self.config.seed, epoch, stream=0)
+        # All processes have one order, and each its own augmentation and dropout.
+        augmenting = _generator(self.config.seed, epoch, stream=0, rank=self.rank) if self.rank else None
+        torch.manual_seed(_seed(self.config.seed, epoch, stream=1, rank=self.rank))
+        self.network.train()
+        drawn = self.batches.epoch(order, [shard.images for shard in shards], augmenting)
+        for shard, (images, labels) in zip(shards, drawn, strict=True):
+            yield shard.batch, self.step(images, labels, epoch * self.steps_per_epoch + shard.batch, shard.share)
+
+    def step(self, images: Tensor, labels: Tensor, step: int, share: float = 1.0) -> Tensor:
+        """One update. Returns loss, accuracy, learning rate and gradient norm [4], still on the device.
+
+        Where the images are a share of the batch these are that share of the batch's means.
+        """
+        config = self.config
+        learning_rate = config.learning_rate * self.schedule.factor(
+            step, self.steps_per_epoch, self.total_steps, config.gamma
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        with torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"):
+            scores = self.forward(self.pixels(images))
+        scores = scores.float()
+        loss = self.loss(scores, labels, config.label_smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
+        # The mean over the batch's images, where processes with unequal shares take the mean of their gradients.
+        self.scaler.scale(loss * (share * self._processes)).backward()
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), config.gradient_clip_norm or math.inf)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        accuracy = (scores.detach().argmax(1) == labels).float().mean()
+        return torch.stack([loss.detach(), accuracy, norm.new_tensor(learning_rate), norm]) * share
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """uint8 [B, C, H, W] to what the network takes."""
+        normalised: Tensor = self.normalise(images)
+        return normalised.contiguous(memory_format=torch.channels_last)
+
+    def loss(self, scores: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+        log_probabilities = self.network.log_probabilities(scores)
+        parts = [weight * loss(scores, log_probabilities, labels, label_smoothing) for loss, weight in self.losses]
+        return torch.stack(parts).sum()
+
+    def state(self) -> dict[str, Any]:
+        """Beside the network's weights, all that the next step depends on."""
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+
+
+def _parameter_groups(network: nn.Module, weight_decay: float) -> ParameterGroups:
+    """Biases and normalisation weights, the 1-D parameters, are not decayed."""
+    parameters = list(network.parameters())
+    return [
+        {"params": [parameter for parameter in parameters if parameter.ndim > 1], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _generator(seed: int, epoch: int, stream: int, rank: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(_seed(seed, epoch, stream, rank))
+
+
+def _seed(seed: int, epoch: int, stream: int, rank: int = 0) -> int:
+    """Seeds that differ for each (seed, epoch, stream, rank), in 63 bits."""
+    return ((seed * 1_000_003 + epoch) * 2 + stream + (rank << 48)) % 2**63

@@ -1,0 +1,101 @@
+"""Hogwild: two real processes on one network, and nothing left of them however they end."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import CONFIG, descendants, is_alive, run_command, started, wait_until
+from test_training import IDENTITY, training
+
+from pipeline.errors import InputError
+from pipeline.specs import Prepared
+from pipeline.stages.prepare import prepare
+
+HOGWILD: dict[str, Any] = {"trainer": "hogwild", "model_id": "mnist_cnn_v1"}
+
+
+@pytest.fixture(scope="module")
+def digits() -> Prepared:
+    return prepare(CONFIG, Path(), fallback=False)
+
+
+def test_two_processes_train_one_network_and_go_on_where_they_were(digits: Prepared, tmp_path: Path) -> None:
+    run = training(digits, num_processes=2, epochs=2, **HOGWILD)
+    before = {name: tensor.clone() for name, tensor in run.network.state_dict().items()}
+    progress = run.run(lambda: run.save(tmp_path / "last.pt", IDENTITY))
+    assert [row[0] for row in progress.batches] == pytest.approx([(batch + 1) / 5 for batch in range(10)])
+    assert progress.images_seen == 2 * 320
+    assert progress.epochs[1].train_loss < progress.epochs[0].train_loss
+    changed = run.network.state_dict()
+    assert [name for name in before if torch.equal(before[name], changed[name])] == []
+
+    longer = training(digits, num_processes=2, epochs=3, **HOGWILD)
+    assert longer.restore(tmp_path / "last.pt", IDENTITY)
+    steps: list[int] = []
+
+    def look() -> None:
+        states = longer._steps.state()["workers"]
+        steps.extend(int(state["optimizer"]["state"][0]["step"]) for state in states)
+
+    longer.run(look)
+    assert steps == [9, 6], "of five batches an epoch, one process has three, the other two"
+
+
+def test_more_processes_than_batches_are_refused(digits: Prepared) -> None:
+    with pytest.raises(InputError, match="--num-processes 6 is more than the 5 batches"):
+        training(digits, num_processes=6, **HOGWILD).run(lambda: None)
+
+
+COMMAND = (
+    "-m", "pipeline", "train", "--dataset-id", "digits_v1", "--model-id", "mnist_fcn_v1", "--trainer", "hogwild",
+    "--num-processes", "2", "--epochs", "10000", "--quiet", "--output-dir", "run",
+)  # fmt: skip
+
+
+def interrupt(parent: int, workers: list[int]) -> None:
+    """What Ctrl-C does: the whole group gets the signal."""
+    os.killpg(parent, signal.SIGINT)
+
+
+def kill_a_worker(parent: int, workers: list[int]) -> None:
+    os.kill(workers[0], signal.SIGKILL)
+
+
+def kill_the_parent(parent: int, workers: list[int]) -> None:
+    os.kill(parent, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "said"),
+    [
+        (interrupt, 130, "error: interrupted"),
+        (kill_a_worker, 4, "of 2 was killed by signal 9"),
+        (kill_the_parent, -9, ""),
+    ],
+)
+def test_nothing_is_left_however_it_ends(
+    tmp_path: Path, end: Callable[[int, list[int]], None], status: int, said: str
+) -> None:
+    with started(*COMMAND, cwd=tmp_path) as process:
+        wait_until((tmp_path / "run" / "checkpoints" / "last.pt").exists)
+        processes = descendants(process.pid)
+        workers = [number for number, command in processes.items() if "spawn_main" in command]
+        assert len(workers) == 2
+        end(process.pid, workers)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == status
+        assert said in errors
+        assert len([line for line in errors.splitlines() if line]) == bool(said)
+        wait_until(lambda: not any(map(is_alive, processes)))
+    owners = [f"_{number}_" for number in (process.pid, *processes)]
+    assert [path for path in Path("/dev/shm").glob("torch_*") if any(owner in path.name for owner in owners)] == []
+
+
+def test_several_processes_need_a_trainer_for_them(tmp_path: Path) -> None:
+    done = run_command("train", "--dataset-id", "digits_v1", "--num-processes", "2", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--num-processes 2 needs --trainer hogwild or ddp" in done.stderr
