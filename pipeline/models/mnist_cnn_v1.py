@@ -27,7 +27,7 @@ _BY_DATASET = {
     "digits_v1": _GENERAL.model_copy(
         update={"epochs": 10, "batch_size": 64, "validation_fraction": 0.1, "augmentation": "shift"}
     ),
-    "mnist_v1": _GENERAL.model_copy(update={"epochs": 5, "augmentation": "shift"}),
+    "mnist_v1": _GENERAL.model_copy(update={"epochs": 5, "learning_rate": 0.015, "augmentation": "shift"}),
     "fashion_mnist_v1": _GENERAL.model_copy(update={"epochs": 5, "augmentation": "flip"}),
 }
 
