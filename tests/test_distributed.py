@@ -38,8 +38,8 @@ if mine.rank == 0:
     print(json.dumps([progress.batches, progress.images_seen, [epoch.validation_loss for epoch in progress.epochs]]))
 """
 DDP = (
-    "-m", "pipeline", "train", "--dataset-id", "digits_v1", "--model-id", "mnist_fcn_v1", "--epochs", "8",
-    "--skip-export", "--trainer", "ddp", "--num-processes", "2", "--output-dir", "run",
+    "-m", "pipeline", "train", "--dataset-id", "digits_v1", "--model-id", "mnist_fcn_v1", "--epochs", "9",
+    "--batch-size", "256", "--skip-export", "--trainer", "ddp", "--num-processes", "2", "--output-dir", "run",
 )  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def test_a_lost_process_is_replaced_and_the_weights_are_those_of_an_uninterrupte
     broken.mkdir()
     expected = run_command(*DDP[2:], cwd=whole)
     assert expected.returncode == 0, expected.stderr
-    assert expected.stderr.count("epoch   8/8") == 1, "only one process prints"
+    assert expected.stderr.count("epoch   9/9") == 1, "only one process prints"
     with started(*DDP, cwd=broken) as process:
         wait_until((broken / "run" / "checkpoints" / "last.pt").exists)
         os.kill(max(descendants(process.pid)), signal.SIGKILL)
