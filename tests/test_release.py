@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -25,7 +26,11 @@ from conftest import (
     wait_until,
 )
 
+from pipeline.config import RunConfig
 from pipeline.errors import ServerError
+from pipeline.records import Carded, DataInfo, Exported
+from pipeline.runfolder import RunFolder
+from pipeline.stages.assemble import assemble
 from pipeline.triton import client, repository, storage
 
 RUN_FILES = [
@@ -160,6 +165,21 @@ def test_served_published_again_rolled_back_and_stopped(
     assert_nothing_left(temporary, guards)
 
 
+def test_the_candidates_folder_never_vanishes_under_the_server_that_starts_on_it(workplace: Workplace) -> None:
+    folder = RunFolder(workplace.run)
+    config = RunConfig.load(folder.record("config"))
+    data = DataInfo.load(folder.record("data"))
+    exported = Exported.load(folder.record("exported"))
+    carded = Carded.load(folder.record("carded"))
+    opened = os.open(folder.candidate, os.O_RDONLY)
+    try:
+        assembled = assemble(config, data, exported, carded, folder)
+        assert os.fstat(opened).st_nlink  # none where it was removed, also if there is another one now
+        assert [path.name for path in folder.candidate.iterdir()] == [assembled.name]
+    finally:
+        os.close(opened)
+
+
 def test_nothing_outlives_a_killed_serve(server: tuple[subprocess.Popen[str], str, str], temporary: Path) -> None:
     guards = processes(temporary, "guard.py")
     assert shared_memory(guards)
@@ -185,10 +205,12 @@ def kill_when_written(command: tuple[str, ...], path: Path, text: str, cwd: Path
 
     before = count()
     process = start_command(*command, cwd=cwd, temporary=temporary)
-    wait_until(lambda: count() > before or process.poll() is not None, 120, f"{text} in {path}")
-    guards = processes(temporary, "guard.py")
-    process.kill()
-    output, _ = process.communicate()
+    try:
+        wait_until(lambda: count() > before or process.poll() is not None, 120, f"{text} in {path}")
+        guards = processes(temporary, "guard.py")
+    finally:
+        process.kill()
+        output, _ = process.communicate()
     assert process.returncode == -signal.SIGKILL, output
     assert_nothing_left(temporary, guards)
 

@@ -20,7 +20,9 @@ def assemble(config: RunConfig, data: DataInfo, exported: Exported, carded: Card
     """
     name, root = config.release_name, folder.candidate
     number = repository.next_version(config.model_repository, name)
-    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(exist_ok=True)
+    for earlier in root.iterdir():  # the folder itself stays: a server is starting on it
+        shutil.rmtree(earlier)
     version = root / name / str(number)
     version.mkdir(parents=True)
     for file in exported.files:
