@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("pipeline")
 
-_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": False}
+_CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": False}
 
 
 class Terminated(BaseException):
@@ -387,7 +387,7 @@ def _docs(check: bool) -> None:
 def _reference() -> str:
     sections = ["# Command line\n\nMade by `bin/python -m pipeline docs`.\n"]
     for name, command in _visible(_commands, "bin/"):
-        context = command.context_class(command, info_name=name, terminal_width=110)
+        context = command.context_class(command, info_name=name, terminal_width=110, **_CONTEXT)
         sections.append(f"## `{name}`\n\n```text\n{command.get_help(context).rstrip()}\n```\n")
     return "\n".join(sections)
 

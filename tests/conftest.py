@@ -14,6 +14,9 @@ import pytest
 
 from pipeline.config import Criterion, TrainConfig
 
+# A shell may have started the tests in the background, where Ctrl-C is ignored, and processes inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 ROOT = Path(__file__).parent.parent
 NAME = "mnist_cnn_v1-digits_v1"
 CONFIG = TrainConfig(
@@ -120,8 +123,6 @@ def assert_nothing_left(temporary: Path, guards: list[int]) -> None:
 @contextmanager
 def started(*arguments: str, cwd: Path) -> Iterator[subprocess.Popen[str]]:
     """A command while it runs, in a process group of its own; whatever it started is killed at the end."""
-    # A shell may have started the tests in the background, where Ctrl-C is ignored, and processes inherit that.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, *arguments],
         cwd=cwd,
@@ -131,7 +132,6 @@ def started(*arguments: str, cwd: Path) -> Iterator[subprocess.Popen[str]]:
         text=True,
         start_new_session=True,
     )
-    signal.signal(signal.SIGINT, before)
     try:
         yield process
     finally:
