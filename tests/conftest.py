@@ -126,7 +126,8 @@ def started(*arguments: str, cwd: Path) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         [sys.executable, *arguments],
         cwd=cwd,
-        env=environment(),
+        # Nobody tidies up for an agent of torchrun that is killed.
+        env={**environment(), "TMPDIR": str(cwd)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -51,7 +51,10 @@ def trained(folder: Path) -> dict[str, Any]:
 def test_two_processes_get_the_numbers_of_one(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(TRAIN_HERE)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    torchrun = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        "--log-dir", str(tmp_path), str(script),
+    ]  # fmt: skip
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     done = subprocess.run(
         torchrun, env={**environment(), "PYTHONPATH": paths}, capture_output=True, text=True, check=False, timeout=120

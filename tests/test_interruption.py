@@ -22,23 +22,28 @@ from pathlib import Path
 import torch
 from pipeline.training import checkpoint
 
+signal.alarm(50)
 torch.set_num_threads(1)
-path, moments, numbers = Path(sys.argv[1]), random.Random(1), set()
+path, moments, numbers, unfinished = Path(sys.argv[1]), random.Random(1), set(), 0
+half = path.with_name(".last.pt.tmp")
 for number in range(20):
     writer = os.fork()
     while not writer:
+        signal.alarm(50)
         state = {"identity": "{}", "number": number, "weights": torch.full((300_000,), float(number))}
         checkpoint.save(path, state)
     time.sleep(moments.uniform(0, 0.15))
-    while number % 2 and not path.with_name(f".last.pt.{writer}.tmp").exists():
+    while number % 2 and not half.exists():
         pass  # every second one is killed while it writes
     os.kill(writer, signal.SIGKILL)
     os.waitpid(writer, 0)
+    unfinished += half.exists()
+    half.unlink(missing_ok=True)
     state = checkpoint.load(path, {})
     if state is not None:
         assert bool((state["weights"] == state["number"]).all())
         numbers.add(state["number"])
-print(len(numbers), len(list(path.parent.glob(".*.tmp"))))
+print(len(numbers), unfinished)
 """
 
 

@@ -87,6 +87,10 @@ def test_the_version_is_complete_live_and_unaltered(released: Workplace) -> None
     assert release.gated.passed
     assert release.validated.passed
     assert release.validated.server.startswith("Triton 2.")
+    conditions = release.trained.reproducible_with
+    assert conditions is not None
+    assert conditions["torch"].startswith(release.code.libraries["torch"])
+    assert conditions["CPU capability"] == release.code.cpu_capability
     labels = (released.repository / NAME / "1" / "labels.txt").read_text().splitlines()
     assert labels == [str(digit) for digit in range(10)]
 

@@ -44,6 +44,7 @@ def torchrun(host: str, number: int, folder: Path) -> subprocess.Popen[str]:
         "ip", "netns", "exec", host, sys.executable, "-m", "torch.distributed.run", "--nnodes", "2",
         "--nproc-per-node", "1", "--max-restarts", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint",
         f"{ADDRESSES[0]}:29500", "--rdzv-conf", f"is_host={1 - number}", "--local-addr", ADDRESSES[number],
+        "--log-dir", f"{folder}-log",
         "--no-python", str(ROOT / "bin" / "train"), "--trainer", "ddp", "--dataset-id", "digits_v1",
         "--model-id", "mnist_fcn_v1", "--epochs", "12", "--batch-size", "256", "--skip-export", "--output-dir", "run",
     ]  # fmt: skip
