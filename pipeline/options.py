@@ -140,7 +140,7 @@ TRAIN = (
         _plain(
             "--early-stopping-patience",
             kind=NOT_NEGATIVE_COUNT,
-            text="Stop after so many epochs without a lower validation loss; 0: do not",
+            text="Stop after so many epochs without a better validation accuracy; 0: do not",
         ),
         _plain("--seed", kind=NOT_NEGATIVE_COUNT, text="Seed of all randomness"),
         _plain("--test-batch-size", kind=COUNT, text="Images per step of the evaluation in PyTorch"),

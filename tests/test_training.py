@@ -157,11 +157,12 @@ def test_a_gradient_that_is_no_number_stops_before_it_is_saved(digits: Prepared)
 def test_the_weights_of_the_best_epoch_are_restored(digits: Prepared, patience: int) -> None:
     run = training(digits, epochs=10, learning_rate=0.03, early_stopping_patience=patience)
     progress = run.run(lambda: None)
-    losses = [epoch.validation_loss for epoch in progress.epochs if epoch.validation_loss is not None]
+    results = [(epoch.validation_accuracy or 0, -(epoch.validation_loss or 0)) for epoch in progress.epochs]
     assert progress.stopped_early == bool(patience)
-    assert progress.best_epoch == losses.index(min(losses)) + 1 < len(losses)
-    assert not patience or progress.best_epoch == len(losses) - patience
-    assert validate(run.engine, digits.validation)[0] == pytest.approx(min(losses), rel=1e-5)
+    assert progress.best_epoch == results.index(max(results)) + 1 < len(results)
+    assert not patience or progress.best_epoch == len(results) - patience
+    loss, accuracy = validate(run.engine, digits.validation)
+    assert (accuracy, -(loss or 0)) == pytest.approx(max(results), rel=1e-5)
 
 
 def test_without_validation_images_the_last_weights_stay(digits: Prepared) -> None:

@@ -70,7 +70,7 @@ class Training:
     def run(self, after_epoch: Callable[[], None]) -> Progress:
         """Train up to `config.epochs` or `config.max_steps`; the first process calls `after_epoch`.
 
-        Ends with the weights of the epoch with the least validation loss, or the last ones without validation images.
+        Ends with the weights of the epoch that did best on the validation images, or the last ones without such.
         NonFiniteLossError where a number is none any more; WorkerError where a process of Hogwild is lost.
         """
         progress = self.progress
@@ -100,7 +100,9 @@ class Training:
             if patience and progress.epochs_since_best() >= patience:
                 progress.stopped_early = True
                 best = progress.best_epoch
-                _log.info("stopped: validation loss has not fallen for %d epochs; best was epoch %s", patience, best)
+                _log.info(
+                    "stopped: no better on the validation images for %d epochs; best was epoch %s", patience, best
+                )
             if self._group.rank == 0:
                 after_epoch()
 

@@ -28,9 +28,16 @@ class Progress:
         return BatchSeries(**dict(zip(COLUMNS, map(tuple, columns), strict=True)))
 
     def keep_best(self, network: nn.Module) -> None:
-        """Remember the weights where the last epoch's validation loss is the least so far."""
-        losses = [epoch.validation_loss for epoch in self.epochs if epoch.validation_loss is not None]
-        if losses and losses.index(min(losses)) == len(losses) - 1:
+        """Remember the weights where the last epoch did best on the validation images so far.
+
+        By accuracy, which is what a release is judged by; loss decides between equals.
+        """
+        results = [
+            (epoch.validation_accuracy, -epoch.validation_loss)
+            for epoch in self.epochs
+            if epoch.validation_accuracy is not None and epoch.validation_loss is not None
+        ]
+        if results and results[-1] == max(results):
             self.best_epoch = len(self.epochs)
             self.best_weights = copy.deepcopy(network.state_dict())
 
