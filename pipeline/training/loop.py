@@ -100,9 +100,7 @@ class Training:
             if patience and progress.epochs_since_best() >= patience:
                 progress.stopped_early = True
                 best = progress.best_epoch
-                _log.info(
-                    "stopped: no better on the validation images for %d epochs; best was epoch %s", patience, best
-                )
+                _log.info("stopped: no better on validation images for %d epochs; best was epoch %s", patience, best)
             if self._group.rank == 0:
                 after_epoch()
 
