@@ -11,7 +11,7 @@ import torch
 from pipeline.records import CodeInfo
 
 _ROOT = Path(__file__).parent.parent
-_LIBRARIES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "numpy", "scikit-learn", "tritonclient")
+_LIBRARIES = ("torch", "torchvision", "onnx", "onnxruntime", "numpy", "scikit-learn", "tritonclient")
 
 
 def describe() -> CodeInfo:
