@@ -4,11 +4,25 @@ import math
 
 from torch import Tensor, nn
 
+from pipeline.config import Criterion, Recipe
 from pipeline.specs import Classifier
 
 Shape = tuple[int, int, int]
 
 REFERENCE = "LeCun et al. 1998, Gradient-based learning applied to document recognition, doi:10.1109/5.726791"
+
+# What holds for all of them where a run is longer than a few seconds.
+RECIPE = Recipe(
+    batch_size=128,
+    learning_rate=0.01,
+    optimizer_id="adamw",
+    scheduler_id="one_cycle",
+    criteria=(Criterion(loss_id="nll"),),
+    weight_decay=0.05,
+    betas=(0.9, 0.99),
+    label_smoothing=0.1,
+    validation_fraction=0.02,
+)
 
 
 def accepts(shape: Shape, classes: int) -> str | None:

@@ -1,9 +1,9 @@
 """The most accurate of the convolutional networks: a strided stem, four convolutions, one linear layer (289,642
 parameters)."""
 
-from pipeline.config import Criterion, Recipe
+from pipeline.config import Recipe
+from pipeline.models._cnn import RECIPE, Cnn
 from pipeline.models._cnn import REFERENCE as REFERENCE
-from pipeline.models._cnn import Cnn
 from pipeline.models._cnn import accepts as accepts
 from pipeline.specs import Classifier
 
@@ -13,18 +13,7 @@ DESCRIPTION = (
     "after the second and the last, each followed by batch normalisation and ReLU, and one linear layer."
 )
 
-_GENERAL = Recipe(
-    epochs=8,
-    batch_size=128,
-    learning_rate=0.01,
-    optimizer_id="adamw",
-    scheduler_id="one_cycle",
-    criteria=(Criterion(loss_id="nll"),),
-    weight_decay=0.05,
-    betas=(0.9, 0.99),
-    label_smoothing=0.1,
-    validation_fraction=0.02,
-)
+_GENERAL = RECIPE.model_copy(update={"epochs": 8})
 _BY_DATASET = {
     "digits_v1": _GENERAL.model_copy(
         update={"epochs": 10, "batch_size": 64, "validation_fraction": 0.1, "augmentation": "shift"}

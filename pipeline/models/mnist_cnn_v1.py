@@ -1,8 +1,8 @@
 """A small fast convolutional network: a strided stem, three convolutions, one linear layer (66,426 parameters)."""
 
-from pipeline.config import Criterion, Recipe
+from pipeline.config import Recipe
+from pipeline.models._cnn import RECIPE, Cnn
 from pipeline.models._cnn import REFERENCE as REFERENCE
-from pipeline.models._cnn import Cnn
 from pipeline.models._cnn import accepts as accepts
 from pipeline.specs import Classifier
 
@@ -12,23 +12,12 @@ DESCRIPTION = (
     "poolings in between, each followed by batch normalisation and ReLU, and one linear layer."
 )
 
-_GENERAL = Recipe(
-    batch_size=128,
-    learning_rate=0.01,
-    optimizer_id="adamw",
-    scheduler_id="one_cycle",
-    criteria=(Criterion(loss_id="nll"),),
-    weight_decay=0.05,
-    betas=(0.9, 0.99),
-    label_smoothing=0.1,
-    validation_fraction=0.02,
-)
 _BY_DATASET = {
-    "digits_v1": _GENERAL.model_copy(
+    "digits_v1": RECIPE.model_copy(
         update={"epochs": 10, "batch_size": 64, "validation_fraction": 0.1, "augmentation": "shift"}
     ),
-    "mnist_v1": _GENERAL.model_copy(update={"epochs": 5, "learning_rate": 0.015, "augmentation": "shift"}),
-    "fashion_mnist_v1": _GENERAL.model_copy(update={"epochs": 5, "augmentation": "flip"}),
+    "mnist_v1": RECIPE.model_copy(update={"epochs": 5, "learning_rate": 0.015, "augmentation": "shift"}),
+    "fashion_mnist_v1": RECIPE.model_copy(update={"epochs": 5, "augmentation": "flip"}),
 }
 
 
@@ -37,4 +26,4 @@ def build(shape: tuple[int, int, int], classes: int) -> Classifier:
 
 
 def recipe(dataset_id: str) -> Recipe:
-    return _BY_DATASET.get(dataset_id, _GENERAL)
+    return _BY_DATASET.get(dataset_id, RECIPE)
