@@ -115,7 +115,7 @@ def shared_memory(guards: list[int]) -> list[Path]:
 
 def assert_nothing_left(temporary: Path, guards: list[int]) -> None:
     wait_until(lambda: processes(temporary) == [], 15, "all processes have ended")
-    # torch.export makes one empty folder for each user, and uses it no more.
+    # torch makes one empty folder for each user, and uses it no more.
     assert [path for path in temporary.rglob("*") if not path.name.startswith("torchinductor_")] == []
     assert shared_memory(guards) == []
 

@@ -11,7 +11,7 @@ Shape = tuple[int, int, int]
 
 REFERENCE = "LeCun et al. 1998, Gradient-based learning applied to document recognition, doi:10.1109/5.726791"
 
-# What holds for all of them where a run is longer than a few seconds.
+# What networks on these layers learn well with where a run is longer than a few seconds.
 RECIPE = Recipe(
     batch_size=128,
     learning_rate=0.01,

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import Criterion, Recipe
+from pipeline.models._cnn import RECIPE, features
 from pipeline.models._cnn import accepts as accepts
-from pipeline.models._cnn import features
 from pipeline.specs import Capsules, Classifier
 
 TITLE = "Capsule network"
@@ -22,15 +22,8 @@ REFERENCE = (
 _PRIMARY, _PRIMARY_SIZE, _CLASS_SIZE = 16, 8, 16
 _ITERATIONS = 3
 
-_GENERAL = Recipe(
-    batch_size=128,
-    learning_rate=0.005,
-    optimizer_id="adamw",
-    scheduler_id="one_cycle",
-    criteria=(Criterion(loss_id="capsule_loss_v1"),),
-    weight_decay=0.05,
-    betas=(0.9, 0.99),
-    validation_fraction=0.02,
+_GENERAL = RECIPE.model_copy(
+    update={"learning_rate": 0.005, "criteria": (Criterion(loss_id="capsule_loss_v1"),), "label_smoothing": None}
 )
 _BY_DATASET = {
     "digits_v1": _GENERAL.model_copy(
