@@ -11,7 +11,6 @@ import torch
 from conftest import environment, run_command
 from torchvision.datasets import MNIST
 
-from pipeline import cli
 from pipeline.benchmarks import machine, reference, training
 from pipeline.benchmarks.comparison import (
     Recipe,
@@ -24,6 +23,7 @@ from pipeline.benchmarks.comparison import (
     value_at,
 )
 from pipeline.benchmarks.table import table
+from pipeline.commands import bench
 from pipeline.config import DataOptions
 from pipeline.datasets import digits_v1
 from pipeline.errors import InputError
@@ -31,7 +31,6 @@ from pipeline.specs import Arrays
 
 # A small network, trained for an epoch, in place of the recipes, and small matrices for the peak.
 SMALL = """
-from pipeline import cli
 from pipeline.benchmarks import machine, training
 from pipeline.models import mnist_fcn_v1
 machine._SIDE_ON_A_CPU = 256
@@ -160,7 +159,7 @@ def test_quick_times_steps_and_says_so(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(machine, "_SIDE_ON_A_CPU", 256)
     monkeypatch.setattr(training, "_WARM_UP_STEPS", 1)
     monkeypatch.setattr(training, "_TIMED_STEPS", 3)
-    config = cli._recipe(("--model-id", "mnist_fcn_v1"), "digits_v1", None)
+    config = bench.recipe(("--model-id", "mnist_fcn_v1"), "digits_v1", None)
     short = config.model_copy(update={"train": config.train.model_copy(update={"max_steps": 2})})
     result = training.benchmark({0.01: short, 0.75: short}, tmp_path, seeds=1, epochs=None)
     assert (result.quick, result.reference.basis) == (True, "extrapolated")
@@ -175,7 +174,7 @@ def test_quick_times_steps_and_says_so(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_quick_has_nothing_to_extrapolate_from_on_other_data(tmp_path: Path) -> None:
-    config = cli._recipe(("--model-id", "mnist_fcn_v1"), "digits_v1", None)
+    config = bench.recipe(("--model-id", "mnist_fcn_v1"), "digits_v1", None)
     with pytest.raises(InputError, match="leave out --quick"):
         training.benchmark({0.99: config}, tmp_path, seeds=1, epochs=None)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import NAME, ROOT, Workplace, environment, run_command
 
-from pipeline import cli, options
+from pipeline import options
+from pipeline.commands import docs, train
 from pipeline.settings import configure
 
 SURFACE = """
@@ -23,7 +24,7 @@ SURFACE = """
 
 
 def test_the_flags_of_train_are_frozen() -> None:
-    command = cli._commands.commands["train"]
+    command = train.command
     context = command.context_class(command)
     found = {name for parameter in command.get_params(context) for name in (*parameter.opts, *parameter.secondary_opts)}
     assert found | {"-h", "--help"} == set(SURFACE.split())
@@ -50,8 +51,8 @@ def test_general_defaults_are_frozen() -> None:
 
 def test_help_is_grouped_and_loads_nothing_slow() -> None:
     code = (
-        "import sys\nfrom pipeline import cli\n"
-        "command = cli._commands.commands['train']\n"
+        "import sys\nfrom pipeline.commands import train\n"
+        "command = train.command\n"
         "print(command.get_help(command.context_class(command)))\n"
         "slow = {'torch', 'numpy', 'pydantic', 'matplotlib', 'onnx', 'tritonclient'} & set(sys.modules)\n"
         "sys.exit(f'loaded {slow}' if slow else 0)"
@@ -63,7 +64,7 @@ def test_help_is_grouped_and_loads_nothing_slow() -> None:
 
 
 def test_the_reference_is_up_to_date() -> None:
-    assert (ROOT / "doc" / "Cli.md").read_text(encoding="utf-8") == cli._reference()
+    assert (ROOT / "doc" / "Cli.md").read_text(encoding="utf-8") == docs.reference()
 
 
 @pytest.mark.parametrize(
@@ -172,7 +173,7 @@ def test_a_port_in_use_is_named(released: Workplace) -> None:
 def test_the_recipes_steps_yield_to_epochs_that_were_typed(
     typed: list[str], epochs: int, max_steps: int | None
 ) -> None:
-    flags = cli._train.make_context("train", ["--model-id", "mnist_cnn_fast_v1", *typed]).params
+    flags = train.command.make_context("train", ["--model-id", "mnist_cnn_fast_v1", *typed]).params
     config = configure({**flags, "model_id_given": True}, "mnist_v1", fallback=False, started=time.localtime())
     assert (config.train.epochs, config.train.max_steps) == (epochs, max_steps)
 

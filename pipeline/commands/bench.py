@@ -1,0 +1,73 @@
+"""`bin/bench`."""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cloup
+
+from pipeline import options
+from pipeline.commands import CONTEXT, declares, train, with_console
+from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
+
+
+@cloup.group("bench", context_settings=CONTEXT)
+def command() -> None:
+    """Measure this project against what people use today."""
+
+
+@command.command("training", context_settings=CONTEXT)
+@declares(options.BENCH_TRAINING)
+@with_console
+def _training(
+    quiet: bool,
+    dataset_id: str,
+    data_dir: str | None,
+    seeds: int | None,
+    epochs: int | None,
+    quick: bool,
+    json_file: Path | None,
+    plot_file: Path | None,
+) -> None:
+    """Train this project's recipes and the usual PyTorch example in turns, and compare the times to an accuracy.
+
+    \b
+    Example: bin/bench training --quick --plot training.png
+    """
+    if quick and epochs:
+        raise InputError("--quick trains the usual example for some steps only: leave out --quick or --epochs")
+    for file in filter(None, (json_file, plot_file)):
+        # Hours later would be too late to find that it cannot be.
+        file.parent.mkdir(parents=True, exist_ok=True)
+
+    from pipeline.benchmarks import plot, reference, training
+    from pipeline.benchmarks.table import table
+
+    configs = {target: recipe(flags, dataset_id, data_dir) for target, flags in training.RECIPES.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        result = training.benchmark(
+            configs,
+            Path(folder),
+            seeds=seeds or (3 if quick else 10),
+            epochs=None if quick else epochs or reference.EPOCHS,
+        )
+    if json_file:
+        result.save(json_file)
+    if plot_file:
+        plot.draw(result, plot_file)
+    if not quiet:
+        print(table(result))
+
+
+def recipe(chosen: tuple[str, ...], dataset_id: str, data_dir: str | None) -> "RunConfig":
+    """What `bin/train` would make of these flags and a data set."""
+    from pipeline.settings import configure
+
+    typed = [*chosen, "--dataset-id", dataset_id, "--no-save-model", "--no-resume"]
+    typed += ["--data-dir", data_dir] if data_dir else []
+    flags = train.command.make_context("bin/train", typed).params
+    return configure({**flags, "model_id_given": True}, dataset_id, fallback=False, started=time.localtime())
