@@ -9,7 +9,7 @@ import pytest
 from conftest import NAME, ROOT, Workplace, environment, run_command
 
 from pipeline import options
-from pipeline.commands import docs, train
+from pipeline.commands import CONTEXT, docs, train
 from pipeline.settings import configure
 
 SURFACE = """
@@ -25,7 +25,7 @@ SURFACE = """
 
 def test_the_flags_of_train_are_frozen() -> None:
     command = train.command
-    context = command.context_class(command)
+    context = command.context_class(command, **CONTEXT)
     found = {name for parameter in command.get_params(context) for name in (*parameter.opts, *parameter.secondary_opts)}
     assert found | {"-h", "--help"} == set(SURFACE.split())
 
