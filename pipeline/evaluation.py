@@ -51,10 +51,11 @@ def table(results: EvalResults) -> str:
     shares = {label: share for label, share in results.per_class_accuracy.items() if share is not None}
     worst = min(shares, key=lambda label: shares[label])
     version = "" if results.version is None else f" version {results.version}"
+    classes = len(results.per_class_accuracy)
     return "\n".join(
         [
             f"{results.model}{version}, answered by {results.answered_by}",
-            f"  test set    {results.dataset_id}: {results.images:,} images in {len(results.per_class_accuracy)} classes",
+            f"  test set    {results.dataset_id}: {results.images:,} images in {classes} classes",
             f"  loss        {results.test_loss:.4f}",
             f"  accuracy    {results.accuracy:.2%}",
             f"  worst class {worst}: {shares[worst]:.2%}",

@@ -35,8 +35,8 @@ class Origin(NamedTuple):
 class Predictor:
     """`ask` takes uint8 [N, *shape], N up to `batch_size`, and returns float32 [N, K].
 
-    `answered_by` is a path, or "the server at" an address. What a server does not tell is None: its labels where it has none, its file
-    and its origin.
+    `answered_by` is a path, or "the server at" an address. What a server does not tell is None: its labels where it has
+    none, its file and its origin.
     """
 
     name: str
