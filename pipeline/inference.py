@@ -124,7 +124,7 @@ def _notes(files: Sequence[Path], images: Images, origin: Origin | None) -> list
         return []
     usual, found = ("light", "dark") if light else ("dark", "light")
     return [
-        f"note: the training images are mostly {usual}, and here mostly {found} are {', '.join(other)}: "
+        f"note: mostly {found}, where the training images are mostly {usual}: {', '.join(other)}; "
         "--invert exchanges light and dark"
     ]
 

@@ -1,0 +1,329 @@
+"""One release under one server: what bin/evaluate measures, bin/infer makes of files, and doc/Clients.md promises."""
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import NAME, ROOT, Workplace, environment, run_command
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from pipeline import evaluation, inference
+from pipeline.errors import DataError, InputError, ServerError
+from pipeline.pictures import pixels
+from pipeline.records import EvalResults, Evaluated, Metrics
+from pipeline.runfolder import RunFolder
+from pipeline.triton import client, repository
+from pipeline.triton.server import Server, ServerOptions, running
+
+BLOCK = re.compile(r"```(bash|python)\n(.*?)```\n\n```text\n(.*?)```\n", re.DOTALL)
+SNIPPETS = BLOCK.findall((ROOT / "doc" / "Clients.md").read_text(encoding="utf-8"))
+NOBODY = "127.0.0.1:1"
+
+
+@pytest.fixture(scope="module")
+def server(released: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    options = ServerOptions(
+        repository=released.repository,
+        log_file=tmp_path_factory.mktemp("log") / "triton.log",
+        control="explicit",
+        exit_on_error=False,
+        http_port=0,
+        grpc_port=0,
+        metrics_port=0,
+        load=(NAME,),
+    )
+    with running(options) as started:
+        started.wait_live(time.monotonic() + 120)
+        yield started
+
+
+@pytest.fixture(scope="module")
+def recorded(released: Workplace) -> Metrics:
+    """Of the served file, as release.json has them."""
+    release = repository.release(released.repository, NAME, 1)
+    return next(file.metrics for file in release.verified.files if file.format == release.gated.served_format)
+
+
+def evaluate(
+    root: Path,
+    *,
+    target: str | None = None,
+    run: Path | None = None,
+    url: str | None = None,
+    dataset_id: str | None = None,
+) -> EvalResults:
+    return evaluation.evaluate(
+        root, target=target, run=run, url=url, dataset_id=dataset_id, data_dir=Path("unused"), seed=None
+    )
+
+
+def assert_as_recorded(results: EvalResults, recorded: Metrics) -> None:
+    assert results.model == NAME
+    assert results.images == recorded.images == 360
+    assert results.accuracy == recorded.accuracy
+    assert results.test_loss == pytest.approx(recorded.loss, rel=1e-6)
+    assert results.per_class_accuracy == {entry.label: entry.recall for entry in recorded.per_class}
+
+
+def test_a_released_version_is_measured_as_its_release_says(released: Workplace, recorded: Metrics) -> None:
+    file = released.repository / NAME / "1" / "model.onnx"
+    for target in (None, NAME, f"{NAME}:1"):
+        results = evaluate(released.repository, target=target)
+        assert_as_recorded(results, recorded)
+        assert (results.version, results.answered_by) == (1, str(file))
+    release = repository.release(released.repository, NAME, 1)
+    assert (results.file_sha256, results.data_sha256) == (release.hashes["model.onnx"], release.data.sha256)
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_a_server_is_measured_as_the_release_says(
+    released: Workplace, server: Server, recorded: Metrics, protocol: str, tmp_path: Path
+) -> None:
+    url = f"{protocol}://{server.http_url if protocol == 'http' else server.grpc_url}"
+    here = evaluate(released.repository, url=url)
+    assert_as_recorded(here, recorded)
+    assert (here.version, here.answered_by, here.file_sha256) == (1, f"the server at {url}", None)
+    # Elsewhere nothing is known of the release.
+    assert evaluate(tmp_path, target=NAME, url=url, dataset_id="digits_v1") == here
+    with pytest.raises(InputError, match="name its test set by --dataset-id"):
+        evaluate(tmp_path, target=NAME, url=url)
+
+
+def test_one_connection_serves_the_whole_test_set(
+    released: Workplace, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    connected = client.connected
+    monkeypatch.setattr(client, "connected", lambda url: made.append(url) or connected(url))
+    asked = []
+    classify = client.Connection.classify
+
+    def counted(connection: client.Connection, model: str, images: NDArray[np.uint8], version: int) -> object:
+        asked.append(len(images))
+        return classify(connection, model, images, version)
+
+    monkeypatch.setattr(client.Connection, "classify", counted)
+    evaluate(released.repository, url=server.http_url)
+    assert (made, asked) == ([server.http_url], [128, 128, 104])
+
+
+def test_a_run_is_measured_by_its_served_file_or_else_by_its_checkpoint(
+    released: Workplace, recorded: Metrics, tmp_path: Path
+) -> None:
+    exported = evaluate(tmp_path, run=released.run)
+    assert_as_recorded(exported, recorded)
+    assert (exported.version, exported.answered_by) == (None, str(released.run / "models" / "digits_model.onnx"))
+    shutil.copytree(released.run, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    folder.record("exported").unlink()
+    network = evaluate(tmp_path, run=folder.root)
+    assert_as_recorded(network, Evaluated.load(folder.record("evaluated")).metrics)
+    assert network.answered_by == str(folder.checkpoint)
+    folder.checkpoint.unlink()
+    with pytest.raises(InputError, match="nothing was exported: run bin/train without --no-save-model"):
+        evaluate(tmp_path, run=folder.root)
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_what_was_altered_is_not_measured(released: Workplace, tmp_path: Path) -> None:
+    shutil.copytree(released.folder, tmp_path / "copy")
+    copy = Workplace(tmp_path / "copy", "")
+    for file in (copy.repository / NAME / "1" / "model.onnx", copy.run / "models" / "digits_model.onnx"):
+        flip_a_byte(file)
+    with pytest.raises(InputError, match=r"model.onnx is not as it was released"):
+        evaluate(copy.repository)
+    with pytest.raises(InputError, match=r"digits_model.onnx is not as it was exported"):
+        evaluate(copy.repository, run=copy.run)
+
+
+def test_what_cannot_be_measured_is_said(released: Workplace, server: Server, tmp_path: Path) -> None:
+    root, url = released.repository, server.http_url
+    for named, message in (
+        ({"target": "nope"}, f"nope is not in {root}: known: {NAME}"),
+        ({"target": f"{NAME}:7"}, f"{NAME} version 7 is not in {root}: known: 1"),
+        ({"target": "../nope"}, "names no release: expected NAME or NAME:VERSION"),
+        ({"target": f"{NAME}:x"}, "names no release"),
+        ({"dataset_id": "cifar10_v1"}, "name another --dataset-id"),
+        ({"dataset_id": "emnist_balanced_v1"}, "in 10 classes, and emnist_balanced_v1 has"),
+        ({"dataset_id": "fashion_mnist_v1"}, "are not those of"),
+        ({"run": tmp_path / "nope"}, "give --run the output folder"),
+        ({"url": "https://here:8000"}, "is no server's address: expected host:port"),
+        ({"url": "8000"}, "is no server's address"),
+        ({"url": "here:port"}, "is no server's address"),
+    ):
+        with pytest.raises(InputError, match=re.escape(message)):
+            evaluate(root, **named)
+    for target, address in ((NAME, NOBODY), (NAME, f"grpc://{NOBODY}"), ("nope", url), (f"{NAME}:7", url)):
+        with pytest.raises(ServerError):
+            evaluate(root, target=target, url=address, dataset_id="digits_v1")
+
+
+def test_evaluate_on_the_command_line(released: Workplace, server: Server, tmp_path: Path) -> None:
+    typed = ("evaluate", NAME, "--url", f"grpc://{server.grpc_url}", "--dataset-id", "digits_v1")
+    done = run_command(*typed, "--output", "results/eval.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    results = EvalResults.load(tmp_path / "results" / "eval.json")
+    assert f"accuracy    {results.accuracy:.2%}" in done.stdout
+    worst = min(results.per_class_accuracy.values(), key=lambda share: share or 0)
+    assert re.search(rf"worst class \d: {worst:.2%}", done.stdout)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["eval.json"]
+
+
+@pytest.fixture(scope="module")
+def digit(released: Workplace) -> tuple[Image.Image, int]:
+    """A test image, enlarged, and its class."""
+    with np.load(released.repository / NAME / "1" / "golden.npz") as golden:
+        image, answer = golden["images"][0, 0], int(golden["probabilities"][0].argmax())
+    return Image.fromarray(image).resize((600, 600), Image.Resampling.BICUBIC), answer
+
+
+def paint(folder: Path, digit: Image.Image) -> dict[str, Path]:
+    """The same digit as files of many kinds; those whose names begin with `dark` are dark on light."""
+    wide = Image.new("L", (1000, 600))
+    wide.paste(digit, (200, 0))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # turn right to see it upright
+    alpha = digit.convert("RGBA")
+    alpha.putalpha(digit)
+    pictures = {
+        "light.png": digit,
+        "wide.png": wide,
+        "small.png": digit.resize((28, 28), Image.Resampling.BOX),
+        "palette.gif": digit.convert("P"),
+        "dark.png": ImageOps.invert(digit),
+    }
+    for name, picture in pictures.items():
+        picture.save(folder / name)
+    Image.fromarray(np.asarray(digit).astype(np.uint16) * 257).save(folder / "deep.png")
+    digit.transpose(Image.Transpose.ROTATE_90).save(folder / "turned.jpg", exif=turned, quality=95)
+    black = Image.new("RGBA", digit.size, "black")
+    black.putalpha(digit)
+    black.save(folder / "dark transparent.png")
+    return {path.name: path for path in sorted(folder.iterdir())}
+
+
+def test_files_of_many_kinds_are_answered_alike(
+    released: Workplace, server: Server, digit: tuple[Image.Image, int], tmp_path: Path
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    files = paint(tmp_path / "pictures", digit[0])
+    results = tmp_path / "results"
+    dark = [path for name, path in files.items() if name.startswith("dark")]
+    light = [path for path in files.values() if path not in dark]
+    for chosen, invert in ((light, False), (dark, True)):
+        text = inference.infer_files(
+            released.repository, chosen, results, name=None, url=server.http_url, invert=invert
+        )
+        rows = [line.split() for line in text.splitlines()[2:]]
+        assert [row[1] for row in rows] == [str(digit[1])] * len(chosen), text
+        assert "note" not in text
+    assert {path.name for path in results.iterdir()} == {f"predicted_{digit[1]}_{n}.png" for n in range(len(light))}
+    text = inference.infer_files(released.repository, [*dark, light[0]], results, name=None, url=NOBODY, invert=False)
+    assert "model.onnx, as no server serves it at" in text
+    assert text.splitlines()[-1] == (
+        f"note: mostly light, where the training images are mostly dark: {', '.join(map(str, dark))}; "
+        "--invert exchanges light and dark"
+    )
+
+
+def test_a_client_needs_no_repository_for_its_files(
+    server: Server, digit: tuple[Image.Image, int], tmp_path: Path
+) -> None:
+    digit[0].save(tmp_path / "digit.png")
+    asked = ("infer", "digit.png", "--name", NAME, "--url", f"grpc://{server.grpc_url}")
+    done = run_command(*asked, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "results" / f"predicted_{digit[1]}_0.png").is_file()
+    with pytest.raises(ServerError, match="start bin/serve"):
+        inference.infer_files(
+            tmp_path, [tmp_path / "digit.png"], tmp_path, name=NAME, url=f"grpc://{NOBODY}", invert=False
+        )
+
+
+def test_files_that_are_no_pictures_are_all_named(
+    released: Workplace, server: Server, digit: tuple[Image.Image, int], tmp_path: Path
+) -> None:
+    good, text, short, bomb = (tmp_path / name for name in ("good.jpg", "text.png", "short.jpg", "bomb.png"))
+    digit[0].save(good)
+    text.write_text("this is text")
+    short.write_bytes(good.read_bytes()[:2000])
+    Image.new("1", (10_000, 10_000)).save(bomb)
+    files = [good, text, short, bomb, tmp_path / "none.png", tmp_path]
+    with pytest.raises(DataError, match="5 of 6 files cannot be used") as raised:
+        inference.infer_files(released.repository, files, tmp_path, name=None, url=server.http_url, invert=False)
+    for said in (
+        f"{text} (of no format that Pillow reads)",
+        f"{short} (image file is truncated",
+        f"{bomb} (Image size (100000000 pixels) exceeds limit",
+        f"{tmp_path / 'none.png'} (No such file or directory)",
+        f"{tmp_path} (Is a directory)",
+    ):
+        assert said in str(raised.value)
+    assert not list(tmp_path.glob("predicted*"))
+
+
+def test_files_become_what_their_network_takes(digit: tuple[Image.Image, int], tmp_path: Path) -> None:
+    """Grey from colours by luma (ITU-R 601-2), colours from grey by repetition; not only squares."""
+    Image.new("RGB", (40, 30), (200, 100, 50)).save(tmp_path / "colour.png")
+    with (tmp_path / "colour.png").open("rb") as file:
+        grey = pixels(file, (1, 6, 8))
+        colours = pixels(file, (3, 6, 8))
+    assert (grey.shape, colours.shape) == ((1, 6, 8), (3, 6, 8))
+    assert (grey == (200 * 299 + 100 * 587 + 50 * 114) // 1000).all()
+    assert (colours == np.array([200, 100, 50]).reshape(3, 1, 1)).all()
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (("evaluate", "--run", "run", "--url", NOBODY), "--run and --url name two things"),
+        (("infer", "a.png", "--count", "3"), "leave them out where FILE is given"),
+        (("infer", "--invert"), "--invert is for pictures"),
+    ],
+)
+def test_flags_that_do_not_go_together(typed: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    done = run_command(*typed, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def masked(text: str) -> list[str]:
+    """Lines without their figures, which differ from release to release, and without repetition."""
+    lines = [" ".join(re.sub(r"\d+\.?\d*(e[+-]\d+)?", "0", line).split()) for line in text.strip().splitlines()]
+    return list(dict.fromkeys(lines))
+
+
+def test_the_guide_for_clients_prints_what_it_says(
+    released: Workplace, server: Server, digit: tuple[Image.Image, int], tmp_path: Path
+) -> None:
+    shutil.copytree(released.repository, tmp_path / "model_repository")
+    digit[0].save(tmp_path / "scan.png")
+    ImageOps.invert(digit[0]).convert("RGB").save(tmp_path / "photo.jpg")
+    real = {"8000": server.http_url, "8001": server.grpc_url, "8002": server.metrics_url}
+    assert len(SNIPPETS) > 12
+    for language, code, printed in SNIPPETS:
+        ported = re.sub(r"127\.0\.0\.1:(800[012])", lambda found: real[found[1]], code)
+        ported = re.sub(r"\bbin/(\w+)", lambda found: command(found[1]), ported)
+        done = subprocess.run(
+            ["bash", "-c", ported] if language == "bash" else [sys.executable, "-c", ported],
+            cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, (code, done.stderr)
+        assert masked(done.stdout) == masked(printed), code
+
+
+def command(name: str) -> str:
+    """`bin/NAME` in this very environment."""
+    return sys.executable if name == "python" else f"{sys.executable} -m pipeline {name}"
