@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from conftest import NAME, ROOT, Workplace, environment, run_command
 from numpy.typing import NDArray
+from onnx import TensorProto, helper
 from PIL import Image, ImageOps
 
 from pipeline import evaluation, inference
@@ -19,7 +21,7 @@ from pipeline.errors import DataError, InputError, ServerError
 from pipeline.pictures import pixels
 from pipeline.records import EvalResults, Evaluated, Metrics
 from pipeline.runfolder import RunFolder
-from pipeline.triton import client, repository
+from pipeline.triton import client, model_config, repository
 from pipeline.triton.server import Server, ServerOptions, running
 
 BLOCK = re.compile(r"```(bash|python)\n(.*?)```\n\n```text\n(.*?)```\n", re.DOTALL)
@@ -29,19 +31,41 @@ NOBODY = "127.0.0.1:1"
 
 @pytest.fixture(scope="module")
 def server(released: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Serves the release; the same without labels; and a model with tensors of other names."""
+    root = tmp_path_factory.mktemp("server") / "models"
+    shutil.copytree(released.repository, root)
+    shutil.copytree(root / NAME, root / "unlabelled")
+    config = model_config.read(root / NAME / "config.pbtxt")
+    config.name = "unlabelled"
+    config.output[0].label_filename = ""
+    (root / "unlabelled" / "config.pbtxt").write_text(model_config.to_text(config))
+    add_doubling(root / "doubling")
     options = ServerOptions(
-        repository=released.repository,
-        log_file=tmp_path_factory.mktemp("log") / "triton.log",
+        repository=root,
+        log_file=root.with_suffix(".log"),
         control="explicit",
-        exit_on_error=False,
+        exit_on_error=True,
         http_port=0,
         grpc_port=0,
         metrics_port=0,
-        load=(NAME,),
+        load=(NAME, "unlabelled", "doubling"),
     )
     with running(options) as started:
         started.wait_live(time.monotonic() + 120)
         yield started
+
+
+def add_doubling(folder: Path) -> None:
+    """A model that is no classifier: two floats in, the double of each out."""
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 2]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "doubling", values[:1], values[1:])
+    (folder / "1").mkdir(parents=True)
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
+    onnx.save_model(model, folder / "1" / "model.onnx")
+    (folder / "config.pbtxt").write_text(
+        'backend: "onnxruntime" max_batch_size: 8 instance_group { count: 1 kind: KIND_CPU } '
+        'input { name: "x" data_type: TYPE_FP32 dims: 2 } output { name: "y" data_type: TYPE_FP32 dims: 2 }'
+    )
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +116,8 @@ def test_a_server_is_measured_as_the_release_says(
     assert (here.version, here.answered_by, here.file_sha256) == (1, f"the server at {url}", None)
     # Elsewhere nothing is known of the release.
     assert evaluate(tmp_path, target=NAME, url=url, dataset_id="digits_v1") == here
+    unlabelled = evaluate(tmp_path, target="unlabelled", url=url, dataset_id="digits_v1")
+    assert unlabelled.per_class_accuracy == here.per_class_accuracy
     with pytest.raises(InputError, match="name its test set by --dataset-id"):
         evaluate(tmp_path, target=NAME, url=url)
 
@@ -160,6 +186,7 @@ def test_what_cannot_be_measured_is_said(released: Workplace, server: Server, tm
         ({"dataset_id": "fashion_mnist_v1"}, "are not those of"),
         ({"run": tmp_path / "nope"}, "give --run the output folder"),
         ({"url": "https://here:8000"}, "is no server's address: expected host:port"),
+        ({"url": url, "target": "doubling"}, "expected image UINT8 [N, C, H, W]"),
         ({"url": "8000"}, "is no server's address"),
         ({"url": "here:port"}, "is no server's address"),
     ):
@@ -168,17 +195,6 @@ def test_what_cannot_be_measured_is_said(released: Workplace, server: Server, tm
     for target, address in ((NAME, NOBODY), (NAME, f"grpc://{NOBODY}"), ("nope", url), (f"{NAME}:7", url)):
         with pytest.raises(ServerError):
             evaluate(root, target=target, url=address, dataset_id="digits_v1")
-
-
-def test_evaluate_on_the_command_line(released: Workplace, server: Server, tmp_path: Path) -> None:
-    typed = ("evaluate", NAME, "--url", f"grpc://{server.grpc_url}", "--dataset-id", "digits_v1")
-    done = run_command(*typed, "--output", "results/eval.json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    results = EvalResults.load(tmp_path / "results" / "eval.json")
-    assert f"accuracy    {results.accuracy:.2%}" in done.stdout
-    worst = min(results.per_class_accuracy.values(), key=lambda share: share or 0)
-    assert re.search(rf"worst class \d: {worst:.2%}", done.stdout)
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["eval.json"]
 
 
 @pytest.fixture(scope="module")
@@ -242,14 +258,13 @@ def test_a_client_needs_no_repository_for_its_files(
     server: Server, digit: tuple[Image.Image, int], tmp_path: Path
 ) -> None:
     digit[0].save(tmp_path / "digit.png")
-    asked = ("infer", "digit.png", "--name", NAME, "--url", f"grpc://{server.grpc_url}")
-    done = run_command(*asked, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "results" / f"predicted_{digit[1]}_0.png").is_file()
+    files = [tmp_path / "digit.png"]
+    for name in (NAME, "unlabelled"):
+        url = f"grpc://{server.grpc_url}"
+        text = inference.infer_files(tmp_path / "nope", files, tmp_path, name=name, url=url, invert=False)
+        assert text.splitlines()[-1].split()[:2] == ["0", str(digit[1])]
     with pytest.raises(ServerError, match="start bin/serve"):
-        inference.infer_files(
-            tmp_path, [tmp_path / "digit.png"], tmp_path, name=NAME, url=f"grpc://{NOBODY}", invert=False
-        )
+        inference.infer_files(tmp_path / "nope", files, tmp_path, name=NAME, url=f"grpc://{NOBODY}", invert=False)
 
 
 def test_files_that_are_no_pictures_are_all_named(
@@ -322,6 +337,8 @@ def test_the_guide_for_clients_prints_what_it_says(
         )  # fmt: skip
         assert done.returncode == 0, (code, done.stderr)
         assert masked(done.stdout) == masked(printed), code
+    assert EvalResults.load(tmp_path / "eval_results.json").images == 360
+    assert len(list((tmp_path / "results").iterdir())) == 3
 
 
 def command(name: str) -> str:
