@@ -10,7 +10,7 @@ import numpy as np
 from pipeline import console, metrics, predictors
 from pipeline.errors import InputError
 from pipeline.options import DEFAULTS
-from pipeline.predictors import Origin, Predictor, TestSet
+from pipeline.predictors import Predictor, TestSet
 from pipeline.records import EvalResults
 from pipeline.triton import repository
 
@@ -34,10 +34,14 @@ def evaluate(
     fails.
     """
     with _predictor(root, target, run, url) as predictor:
-        origin = predictor.origin
+        origin = predictor.origin or predictors.local_origin(root, predictor.name, predictor.version)
+        if origin:
+            dataset_id = dataset_id or origin.config.dataset_id
         if dataset_id is None:
-            origin = origin or _origin(root, predictor)
-            dataset_id = origin.config.dataset_id
+            raise InputError(
+                f"what {predictor.name} version {predictor.version} was trained on is not known in {root}: name its "
+                "test set by --dataset-id, or the repository by --model-repository"
+            )
         if seed is None:
             seed = origin.config.seed if origin else DEFAULTS["seed"]
         test = predictors.load_test_set(predictor, dataset_id, data_dir, seed)
@@ -74,18 +78,6 @@ def _predictor(root: Path, target: str | None, run: Path | None, url: str | None
             yield predictor
     else:
         yield predictors.of_release(root, name, repository.find(root, name, version))
-
-
-def _origin(root: Path, predictor: Predictor) -> Origin:
-    """Of a server's model: as the local repository knows it."""
-    name, version = predictor.name, predictor.version
-    try:
-        return predictors.origin(root, name, repository.find(root, name, version))
-    except InputError:
-        raise InputError(
-            f"what {name} version {version} was trained on is not known in {root}: name its test set by --dataset-id, "
-            "or the repository by --model-repository"
-        ) from None
 
 
 def _evaluate(predictor: Predictor, test: TestSet) -> EvalResults:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline import predictors
-from pipeline.errors import DataError, FolderError, InputError, ServerError
+from pipeline.errors import DataError, FolderError, ServerError
 from pipeline.pictures import pixels
 from pipeline.predictors import Origin, Predictor
 from pipeline.specs import Images
@@ -51,7 +51,9 @@ def infer_files(root: Path, files: Sequence[Path], results: Path, *, name: str |
         images = _decoded(files, predictor.shape)
         images = 255 - images if invert else images
         lines = _answers(predictor, images, range(len(files)), results, "file", list(map(str, files)))
-        return "\n".join([*lines, *_notes(files, images, predictor.origin or _origin(root, name))])
+        return "\n".join(
+            [*lines, *_notes(files, images, predictor.origin or predictors.local_origin(root, name, None))]
+        )
 
 
 @contextmanager
@@ -104,14 +106,6 @@ def _decoded(files: Sequence[Path], shape: tuple[int, int, int]) -> Images:
     if bad:
         raise DataError(f"{len(bad)} of {len(files)} files cannot be used; replace or leave out {'; '.join(bad)}")
     return np.stack(images)
-
-
-def _origin(root: Path, name: str) -> Origin | None:
-    """None where the name is not released here."""
-    try:
-        return predictors.origin(root, name, repository.find(root, name))
-    except InputError:
-        return None
 
 
 def _notes(files: Sequence[Path], images: Images, origin: Origin | None) -> list[str]:

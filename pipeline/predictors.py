@@ -104,6 +104,14 @@ def origin(root: Path, name: str, version: int) -> Origin:
     return Origin(release.config.train, release.data)
 
 
+def local_origin(root: Path, name: str, version: int | None) -> Origin | None:
+    """Of that version, or of the live one; None where it is not released in the repository."""
+    if name not in repository.names(root):
+        return None
+    version = version or repository.find(root, name)
+    return origin(root, name, version) if version in repository.versions(root, name) else None
+
+
 @contextmanager
 def of_server(url: str, name: str, version: int | None = None) -> Iterator[Predictor]:
     """A server's model, asked over one connection; its newest version where none is named.

@@ -17,9 +17,10 @@ from onnx import TensorProto, helper
 from PIL import Image, ImageOps
 
 from pipeline import evaluation, inference
+from pipeline.config import RunConfig
 from pipeline.errors import DataError, InputError, ServerError
 from pipeline.pictures import pixels
-from pipeline.records import EvalResults, Evaluated, Metrics
+from pipeline.records import DataInfo, EvalResults, Evaluated, Metrics
 from pipeline.runfolder import RunFolder
 from pipeline.triton import client, model_config, repository
 from pipeline.triton.server import Server, ServerOptions, running
@@ -148,6 +149,11 @@ def test_a_run_is_measured_by_its_served_file_or_else_by_its_checkpoint(
     assert (exported.version, exported.answered_by) == (None, str(released.run / "models" / "digits_model.onnx"))
     shutil.copytree(released.run, tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
+    config = RunConfig.load(folder.record("config"))
+    config.model_copy(update={"served_format": "torchscript"}).save(folder.record("config"))
+    script = evaluate(tmp_path, run=folder.root)
+    assert_as_recorded(script, recorded)
+    assert script.answered_by == str(folder.root / "models" / "digits_model.pt")
     folder.record("exported").unlink()
     network = evaluate(tmp_path, run=folder.root)
     assert_as_recorded(network, Evaluated.load(folder.record("evaluated")).metrics)
@@ -155,6 +161,18 @@ def test_a_run_is_measured_by_its_served_file_or_else_by_its_checkpoint(
     folder.checkpoint.unlink()
     with pytest.raises(InputError, match="nothing was exported: run bin/train without --no-save-model"):
         evaluate(tmp_path, run=folder.root)
+
+
+def test_other_data_than_those_of_the_training_are_named(
+    released: Workplace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(released.run, tmp_path / "run")
+    evaluate(tmp_path, run=tmp_path / "run")
+    assert "other data" not in caplog.text
+    path = RunFolder(tmp_path / "run").record("data")
+    DataInfo.load(path).model_copy(update={"sha256": "0" * 64}).save(path)
+    evaluate(tmp_path, run=tmp_path / "run")
+    assert f"these are other data than {NAME} was trained and measured on" in caplog.text
 
 
 def flip_a_byte(path: Path) -> None:
@@ -181,6 +199,7 @@ def test_what_cannot_be_measured_is_said(released: Workplace, server: Server, tm
         ({"target": f"{NAME}:7"}, f"{NAME} version 7 is not in {root}: known: 1"),
         ({"target": "../nope"}, "names no release: expected NAME or NAME:VERSION"),
         ({"target": f"{NAME}:x"}, "names no release"),
+        ({"target": f"{NAME}:0"}, "names no release"),
         ({"dataset_id": "cifar10_v1"}, "name another --dataset-id"),
         ({"dataset_id": "emnist_balanced_v1"}, "in 10 classes, and emnist_balanced_v1 has"),
         ({"dataset_id": "fashion_mnist_v1"}, "are not those of"),

@@ -1,11 +1,10 @@
 """Ask a Triton server over HTTP and gRPC. tritonclient is imported late: it takes 0.3 s."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPException
 from typing import Any, NamedTuple, Protocol
-from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -13,7 +12,8 @@ from pipeline.errors import InputError, ServerError
 from pipeline.specs import INPUT, OUTPUT, Images, Probabilities
 
 _TIMEOUT_SECONDS = 60.0
-_HOST_AND_PORT = re.compile(r"[^:]+:\d+|\[[\da-f:]+\]:\d+")
+# Scheme; host, which may be an IPv6 address in brackets, and port.
+_ADDRESS = re.compile(r"(?:(http|grpc)://)?((?:[\w.-]+|\[[\da-fA-F:]+\]):\d{1,5})")
 
 
 class Classify(Protocol):
@@ -41,18 +41,22 @@ class ServedModel(NamedTuple):
 class Connection:
     """To one server, for any number of requests by one thread. ServerError where it is not there or refuses one."""
 
-    def __init__(self, url: str, protocol: Any, client: Any, **deadline: float) -> None:
+    def __init__(
+        self, url: str, protocol: Any, client: Any, asking: Mapping[str, Any], describing: Mapping[str, Any]
+    ) -> None:
+        """`protocol`: tritonclient's module; what its methods take beside what both protocols take."""
         self._url = url
         self._protocol = protocol
         self._client = client
-        self._deadline = deadline
+        self._asking = asking
+        self._describing = describing
 
     def describe(self, model: str, version: int | None = None) -> ServedModel:
         """InputError where the model has other inputs or outputs than a released one."""
-        as_json = {"as_json": True} if self._deadline else {}
         with _server(model):
-            metadata = self._client.get_model_metadata(model, str(version or ""), **as_json, **self._deadline)
-            answer = self._client.get_model_config(model, str(version or ""), **as_json, **self._deadline)
+            metadata = self._client.get_model_metadata(model, str(version or ""), **self._describing)
+            answer = self._client.get_model_config(model, str(version or ""), **self._describing)
+        # Over gRPC it lies one level deeper.
         config = answer.get("config", answer)
         found = [
             (tensor["name"], tensor["datatype"], len(tensor["shape"]))
@@ -89,7 +93,7 @@ class Connection:
         output = self._protocol.InferRequestedOutput(OUTPUT, **wanted)
         with _server(model):
             answer = self._client.infer(
-                model, [tensor], outputs=[output], model_version=str(version or ""), **self._deadline
+                model, [tensor], outputs=[output], model_version=str(version or ""), **self._asking
             )
             return answer.as_numpy(OUTPUT)
 
@@ -100,19 +104,21 @@ def connected(url: str) -> Iterator[Connection]:
 
     InputError where the address is none. Whether a server is there turns out at the first request.
     """
-    parts = urlsplit(url if "://" in url else f"http://{url}")
-    if parts.scheme not in ("http", "grpc") or not _HOST_AND_PORT.fullmatch(parts.netloc):
+    found = _ADDRESS.fullmatch(url)
+    if not found:
         raise InputError(f"{url!r} is no server's address: expected host:port, http://host:port or grpc://host:port")
-    if parts.scheme == "grpc":
+    scheme, address = found.groups()
+    if scheme == "grpc":
         from tritonclient import grpc
 
-        with grpc.InferenceServerClient(parts.netloc) as client:
-            yield Connection(url, grpc, client, client_timeout=_TIMEOUT_SECONDS)
+        deadline = {"client_timeout": _TIMEOUT_SECONDS}
+        with grpc.InferenceServerClient(address) as client:
+            yield Connection(url, grpc, client, deadline, {**deadline, "as_json": True})
     else:
         from tritonclient import http
 
-        with http.InferenceServerClient(parts.netloc + parts.path, network_timeout=_TIMEOUT_SECONDS) as client:
-            yield Connection(url, http, client)
+        with http.InferenceServerClient(address, network_timeout=_TIMEOUT_SECONDS) as client:
+            yield Connection(url, http, client, {}, {})
 
 
 def classify_http(url: str, model: str, images: Images, version: int | None = None) -> Probabilities:

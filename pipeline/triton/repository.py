@@ -8,6 +8,7 @@ Only `publishing` changes it.
 """
 
 import hashlib
+import re
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 CONFIG = "config.pbtxt"
 RELEASE = "release.json"
 LABELS = model_config.LABELS_FILE
+VERSION = re.compile("[1-9][0-9]{0,17}")
 # The names that Triton's backends look for.
 MODEL_FILES: dict[Format, str] = {"onnx": "model.onnx", "torchscript": "model.pt", "pytorch": "model.pth"}
 
@@ -104,9 +106,9 @@ def newest(root: Path) -> str:
 def parsed(target: str) -> tuple[str, int | None]:
     """The name and the version of `NAME` or `NAME:V`; InputError where it is neither."""
     name, colon, number = target.partition(":")
-    if not RELEASE_NAME.fullmatch(name) or (colon and not number.isdecimal()):
+    if not RELEASE_NAME.fullmatch(name) or (colon and not VERSION.fullmatch(number)):
         raise InputError(f"{target!r} names no release: expected NAME or NAME:VERSION, as mnist_cnn_v1-mnist_v1:3")
-    return name, int(number) if number else None
+    return name, int(number) if colon else None
 
 
 def find(root: Path, name: str, version: int | None = None) -> int:
