@@ -8,13 +8,14 @@ Only `publishing` changes it.
 """
 
 import hashlib
+import re
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import ConfigDict
 
-from pipeline.config import RunConfig
+from pipeline.config import RELEASE_NAME, RunConfig
 from pipeline.errors import FolderError, InputError, SignatureError
 from pipeline.records import (
     Benchmarked,
@@ -22,6 +23,7 @@ from pipeline.records import (
     DataInfo,
     Evaluated,
     Exported,
+    Format,
     Gated,
     Record,
     Trained,
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
 CONFIG = "config.pbtxt"
 RELEASE = "release.json"
 LABELS = model_config.LABELS_FILE
+VERSION = re.compile("[1-9][0-9]{0,17}")
+# The names that Triton's backends look for.
+MODEL_FILES: dict[Format, str] = {"onnx": "model.onnx", "torchscript": "model.pt", "pytorch": "model.pth"}
 
 
 class Release(Record):
@@ -96,6 +101,25 @@ def newest(root: Path) -> str:
         if event.state != "abandoned" and live_version(root, event.name) == event.version:
             return event.name
     raise InputError(f"nothing is released in {root}: run bin/train, or name --model-repository")
+
+
+def parsed(target: str) -> tuple[str, int | None]:
+    """The name and the version of `NAME` or `NAME:V`; InputError where it is neither."""
+    name, colon, number = target.partition(":")
+    if not RELEASE_NAME.fullmatch(name) or (colon and not VERSION.fullmatch(number)):
+        raise InputError(f"{target!r} names no release: expected NAME or NAME:VERSION, as mnist_cnn_v1-mnist_v1:3")
+    return name, int(number) if colon else None
+
+
+def find(root: Path, name: str, version: int | None = None) -> int:
+    """That version, or the live one where none is named; InputError where it is not at hand."""
+    if name not in names(root):
+        raise InputError(f"{name} is not in {root}: known: {', '.join(names(root)) or 'nothing yet'}")
+    at_hand = versions(root, name)
+    wanted = version or live_version(root, name)
+    if wanted not in at_hand:
+        raise InputError(f"{name} version {wanted} is not in {root}: known: {', '.join(map(str, at_hand)) or 'none'}")
+    return wanted
 
 
 def release(root: Path, name: str, version: int) -> Release:
