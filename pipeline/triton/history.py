@@ -1,12 +1,11 @@
-"""Who made which version live, when and why: `history.jsonl`, a plain file in the repository's root."""
+"""Who made which version live, when and why. A store keeps the events; a file system in `history.jsonl`."""
 
 import getpass
 import os
 import socket
 import uuid
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import ValidationError
 
@@ -14,16 +13,18 @@ from pipeline.errors import InputError
 from pipeline.records import Record
 
 Action = Literal["publish", "rollback"]
+State = Literal["intent", "done", "superseded", "abandoned"]
 
 
 class Event(Record):
     """One line. An intent is written before the switch; what became of it after, under the same id.
 
-    `previous` is the version that was live before; `release_sha256` is of the version's release.json.
+    Superseded: published, but a higher version was live by then and stayed so. `previous` is the version that was
+    live before; `release_sha256` is of the version's release.json.
     """
 
     id: str
-    state: Literal["intent", "done", "abandoned"]
+    state: State
     action: Action
     name: str
     version: int
@@ -31,6 +32,10 @@ class Event(Record):
     who: str
     when: str
     release_sha256: str
+
+    def ended(self, state: State, previous: int | None = None) -> Self:
+        """The event that says how this intent ended; `previous` where another version was live than expected."""
+        return self.model_copy(update={"state": state, "previous": previous or self.previous})
 
 
 def intent(action: Action, name: str, version: int, previous: int | None, release_sha256: str) -> Event:
@@ -54,25 +59,10 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def append(root: Path, event: Event) -> None:
-    """On disk when this returns."""
-    path = root / "history.jsonl"
-    with path.open("a+b") as file:
-        # A writer that was killed may have left half a line: end it, so that it harms no other.
-        if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
-            file.write(b"\n")
-        file.write(event.model_dump_json().encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read(root: Path) -> list[Event]:
-    """All events, oldest first; half a line of a killed writer is passed over."""
-    path = root / "history.jsonl"
-    if not path.exists():
-        return []
+def parse(lines: bytes, path: str) -> list[Event]:
+    """The events in a `history.jsonl`, but for half a line of a killed writer; InputError of any other line."""
     events = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(lines.splitlines(), start=1):
         try:
             events.append(Event.model_validate_json(line))
         except ValidationError:

@@ -93,13 +93,19 @@ def to_text(config: ModelConfig) -> str:
 
 def read(path: Path) -> ModelConfig:
     """The config in a `config.pbtxt`; InputError if it cannot be read or parsed."""
+    try:
+        return parse(path.read_bytes(), str(path))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; expected a config.pbtxt") from error
+
+
+def parse(content: bytes, path: str) -> ModelConfig:
+    """The config in the content of a `config.pbtxt`; InputError, which names the path, if it cannot be parsed."""
     from google.protobuf import text_format
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
     try:
-        return text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; expected a config.pbtxt") from error
+        return text_format.Parse(content.decode(), ModelConfig())
     except (UnicodeDecodeError, text_format.ParseError) as error:
         raise InputError(f"{path} is not a Triton model config: {error}") from error
 
