@@ -9,18 +9,19 @@ import numpy as np
 
 from pipeline import console, metrics, predictors
 from pipeline.errors import InputError
-from pipeline.options import DEFAULTS
+from pipeline.options import DEFAULTS, Named
 from pipeline.predictors import Predictor, TestSet
 from pipeline.records import EvalResults
 from pipeline.triton import repository
+from pipeline.triton.store import Store
 
 _log = logging.getLogger(__name__)
 
 
 def evaluate(
-    root: Path,
+    store: Store,
     *,
-    target: str | None,
+    target: Named | None,
     run: Path | None,
     url: str | None,
     dataset_id: str | None,
@@ -29,18 +30,18 @@ def evaluate(
 ) -> EvalResults:
     """Of a run's folder, of a server's model, or of a released version where neither is given.
 
-    `target` is NAME or NAME:V, None for what was published last in `root`. Data set and seed are those of the training
+    `target` is None for what was published last in `store`. Data set and seed are those of the training
     where none is given. InputError where something named is not there or does not fit; ServerError where the server
     fails.
     """
-    with _predictor(root, target, run, url) as predictor:
-        origin = predictor.origin or predictors.local_origin(root, predictor.name, predictor.version)
+    with _predictor(store, target, run, url) as predictor:
+        origin = predictor.origin or predictors.local_origin(store, predictor.name, predictor.version)
         if origin:
             dataset_id = dataset_id or origin.config.dataset_id
         if dataset_id is None:
             raise InputError(
-                f"what {predictor.name} version {predictor.version} was trained on is not known in {root}: name its "
-                "test set by --dataset-id, or the repository by --model-repository"
+                f"what {predictor.name} version {predictor.version} was trained on is not known in {store.location}: name "
+                "its test set by --dataset-id, or the repository by --model-repository"
             )
         if seed is None:
             seed = origin.config.seed if origin else DEFAULTS["seed"]
@@ -68,16 +69,16 @@ def table(results: EvalResults) -> str:
 
 
 @contextmanager
-def _predictor(root: Path, target: str | None, run: Path | None, url: str | None) -> Iterator[Predictor]:
+def _predictor(store: Store, target: Named | None, run: Path | None, url: str | None) -> Iterator[Predictor]:
     if run:
         yield predictors.of_run(run)
         return
-    name, version = repository.parsed(target or repository.newest(root))
+    name, version = target or Named(repository.newest(store), None)
     if url:
         with predictors.of_server(url, name, version) as predictor:
             yield predictor
     else:
-        yield predictors.of_release(root, name, repository.find(root, name, version))
+        yield predictors.of_release(store, name, repository.find(store, name, version))
 
 
 def _evaluate(predictor: Predictor, test: TestSet) -> EvalResults:

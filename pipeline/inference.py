@@ -16,6 +16,7 @@ from pipeline.pictures import pixels
 from pipeline.predictors import Origin, Predictor
 from pipeline.specs import Images
 from pipeline.triton import repository
+from pipeline.triton.store import Store
 
 _log = logging.getLogger(__name__)
 
@@ -24,15 +25,15 @@ _MIDDLE = 127.5  # between black and white
 
 
 def infer_test_images(
-    root: Path, data_dir: Path, results: Path, *, name: str | None, url: str, count: int, seed: int | None
+    store: Store, data_dir: Path, results: Path, *, name: str | None, url: str, count: int, seed: int | None
 ) -> str:
     """A table of the answers to `count` random test images; one `predicted_<class>_<index>.png` for each.
 
     InputError where nothing is released under the name, or the data has other classes.
     """
-    name = name or repository.newest(root)
-    origin = predictors.origin(root, name, repository.find(root, name))
-    with _predictor(root, name, url) as predictor:
+    name = name or repository.newest(store)
+    origin = predictors.origin(store, name, repository.find(store, name))
+    with _predictor(store, name, url) as predictor:
         # With the seed of the released run: by it an image folder's test images were set apart.
         test = predictors.load_test_set(predictor, origin.config.dataset_id, data_dir, origin.config.seed)
         chosen = np.random.default_rng(seed).choice(len(test.split), size=min(count, len(test.split)), replace=False)
@@ -40,33 +41,33 @@ def infer_test_images(
         return "\n".join(_answers(predictor, test.split.images(chosen), chosen.tolist(), results, "true", right))
 
 
-def infer_files(root: Path, files: Sequence[Path], results: Path, *, name: str | None, url: str, invert: bool) -> str:
+def infer_files(store: Store, files: Sequence[Path], results: Path, *, name: str | None, url: str, invert: bool) -> str:
     """A table of the answers to picture files of any size; `predicted_<class>_<place in the list>.png` for each.
 
     They become pixels as those of an image folder do; `invert` then exchanges light and dark. Where a server answers,
     nothing need be released here. DataError names all files that cannot be used.
     """
-    name = name or repository.newest(root)
-    with _predictor(root, name, url) as predictor:
+    name = name or repository.newest(store)
+    with _predictor(store, name, url) as predictor:
         images = _decoded(files, predictor.shape)
         images = 255 - images if invert else images
         lines = _answers(predictor, images, range(len(files)), results, "file", list(map(str, files)))
         return "\n".join(
-            [*lines, *_notes(files, images, predictor.origin or predictors.local_origin(root, name, None))]
+            [*lines, *_notes(files, images, predictor.origin or predictors.local_origin(store, name, None))]
         )
 
 
 @contextmanager
-def _predictor(root: Path, name: str, url: str) -> Iterator[Predictor]:
+def _predictor(store: Store, name: str, url: str) -> Iterator[Predictor]:
     """The server, or the released file where no server answers for it."""
     with ExitStack() as stack:
         try:
             predictor = stack.enter_context(predictors.of_server(url, name))
         except ServerError as error:
-            if name not in repository.names(root):
+            if name not in repository.names(store):
                 raise
             _log.debug("no server: %s", error)
-            predictor = predictors.of_release(root, name, repository.find(root, name))
+            predictor = predictors.of_release(store, name, repository.find(store, name))
             predictor = replace(predictor, answered_by=f"{predictor.answered_by}, as no server serves it at {url}")
         yield predictor
 

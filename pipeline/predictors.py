@@ -1,6 +1,6 @@
 """What answers images with probabilities: a run's network, a released version's file, a server; and its test images."""
 
-import hashlib
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from pipeline.stages.verify import TEST_BATCH
 from pipeline.training import checkpoint
 from pipeline.training.loop import trained_weights
 from pipeline.triton import client, repository
+from pipeline.triton.store import Store
 
 
 class Origin(NamedTuple):
@@ -85,31 +86,37 @@ def of_run(run: Path) -> Predictor:
     else:
         path = folder.checkpoint
         ask = _checkpoint(path, config.train, data)
-    return _of_file(config.release_name, None, path, Origin(config.train, data), ask)
+    return _of_file(config.release_name, None, str(path), _sha256(path), Origin(config.train, data), ask)
 
 
-def of_release(root: Path, name: str, version: int) -> Predictor:
+def of_release(store: Store, name: str, version: int) -> Predictor:
     """The file of a version that Triton loads, here on the CPU. InputError where any of the version's was altered."""
-    repository.verify_version(root, name, version)
-    release = repository.release(root, name, version)
+    repository.verify_version(store, name, version)
+    release = repository.release(store, name, version)
     served_format = release.gated.served_format
-    path = root / name / str(version) / repository.MODEL_FILES[served_format]
-    ask = open_file(path, served_format, release.config.train.model_id, release.data)
-    return _of_file(name, version, path, origin(root, name, version), ask)
+    path = f"{name}/{version}/{repository.MODEL_FILES[served_format]}"
+    content = store.read(path)
+    # Both runtimes have read all of it when they have opened it.
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        ask = open_file(Path(file.name), served_format, release.config.train.model_id, release.data)
+    where, sha256 = f"{store.location}/{path}", repository.sha256(content)
+    return _of_file(name, version, where, sha256, Origin(release.config.train, release.data), ask)
 
 
-def origin(root: Path, name: str, version: int) -> Origin:
+def origin(store: Store, name: str, version: int) -> Origin:
     """Of a version in a repository."""
-    release = repository.release(root, name, version)
+    release = repository.release(store, name, version)
     return Origin(release.config.train, release.data)
 
 
-def local_origin(root: Path, name: str, version: int | None) -> Origin | None:
+def local_origin(store: Store, name: str, version: int | None) -> Origin | None:
     """Of that version, or of the live one; None where it is not released in the repository."""
-    if name not in repository.names(root):
+    if name not in repository.names(store):
         return None
-    version = version or repository.find(root, name)
-    return origin(root, name, version) if version in repository.versions(root, name) else None
+    version = version or repository.find(store, name)
+    return origin(store, name, version) if version in repository.versions(store, name) else None
 
 
 @contextmanager
@@ -163,13 +170,13 @@ def load_test_set(predictor: Predictor, dataset_id: str, data_dir: Path, seed: i
     return TestSet(dataset_id, test, data.labels, sha256)
 
 
-def _of_file(name: str, version: int | None, path: Path, origin: Origin, ask: Runner) -> Predictor:
+def _of_file(name: str, version: int | None, path: str, sha256: str, origin: Origin, ask: Runner) -> Predictor:
     data = origin.data
     return Predictor(
         name=name,
         version=version,
-        answered_by=str(path),
-        file_sha256=_sha256(path),
+        answered_by=path,
+        file_sha256=sha256,
         shape=data.shape,
         labels=data.labels,
         classes=len(data.labels),
@@ -196,4 +203,4 @@ def _checkpoint(path: Path, config: TrainConfig, data: DataInfo) -> Runner:
 
 
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return repository.sha256(path.read_bytes())

@@ -20,10 +20,12 @@ from PIL import Image, ImageOps
 from pipeline import evaluation, inference
 from pipeline.config import RunConfig
 from pipeline.errors import DataError, InputError, ServerError
+from pipeline.options import Named
 from pipeline.pictures import pixels
 from pipeline.records import DataInfo, EvalResults, Evaluated, Metrics
 from pipeline.runfolder import RunFolder
 from pipeline.triton import client, model_config, repository
+from pipeline.triton.file_store import FileStore
 from pipeline.triton.server import Server, ServerOptions, running
 
 BLOCK = re.compile(r"```(bash|python)\n(.*?)```\n\n```text\n(.*?)```\n", re.DOTALL)
@@ -73,20 +75,20 @@ def add_doubling(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def recorded(released: Workplace) -> Metrics:
     """Of the served file, as release.json has them."""
-    release = repository.release(released.repository, NAME, 1)
+    release = repository.release(FileStore(released.repository), NAME, 1)
     return next(file.metrics for file in release.verified.files if file.format == release.gated.served_format)
 
 
 def evaluate(
     root: Path,
     *,
-    target: str | None = None,
+    target: Named | None = None,
     run: Path | None = None,
     url: str | None = None,
     dataset_id: str | None = None,
 ) -> EvalResults:
     return evaluation.evaluate(
-        root, target=target, run=run, url=url, dataset_id=dataset_id, data_dir=Path("unused"), seed=None
+        FileStore(root), target=target, run=run, url=url, dataset_id=dataset_id, data_dir=Path("unused"), seed=None
     )
 
 
@@ -100,11 +102,11 @@ def assert_as_recorded(results: EvalResults, recorded: Metrics) -> None:
 
 def test_a_released_version_is_measured_as_its_release_says(released: Workplace, recorded: Metrics) -> None:
     file = released.repository / NAME / "1" / "model.onnx"
-    for target in (None, NAME, f"{NAME}:1"):
+    for target in (None, Named(NAME, None), Named(NAME, 1)):
         results = evaluate(released.repository, target=target)
         assert_as_recorded(results, recorded)
         assert (results.version, results.answered_by) == (1, str(file))
-    release = repository.release(released.repository, NAME, 1)
+    release = repository.release(FileStore(released.repository), NAME, 1)
     assert (results.file_sha256, results.data_sha256) == (release.hashes["model.onnx"], release.data.sha256)
 
 
@@ -117,11 +119,11 @@ def test_a_server_is_measured_as_the_release_says(
     assert_as_recorded(here, recorded)
     assert (here.version, here.answered_by, here.file_sha256) == (1, f"the server at {url}", None)
     # Elsewhere nothing is known of the release.
-    assert evaluate(tmp_path, target=NAME, url=url, dataset_id="digits_v1") == here
-    unlabelled = evaluate(tmp_path, target="unlabelled", url=url, dataset_id="digits_v1")
+    assert evaluate(tmp_path, target=Named(NAME, None), url=url, dataset_id="digits_v1") == here
+    unlabelled = evaluate(tmp_path, target=Named("unlabelled", None), url=url, dataset_id="digits_v1")
     assert unlabelled.per_class_accuracy == here.per_class_accuracy
     with pytest.raises(InputError, match="name its test set by --dataset-id"):
-        evaluate(tmp_path, target=NAME, url=url)
+        evaluate(tmp_path, target=Named(NAME, None), url=url)
 
 
 def test_one_connection_serves_the_whole_test_set(
@@ -262,13 +264,15 @@ def test_files_of_many_kinds_are_answered_alike(
     light = [path for path in files.values() if path not in dark]
     for chosen, invert in ((light, False), (dark, True)):
         text = inference.infer_files(
-            released.repository, chosen, results, name=None, url=server.http_url, invert=invert
+            FileStore(released.repository), chosen, results, name=None, url=server.http_url, invert=invert
         )
         rows = [line.split() for line in text.splitlines()[2:]]
         assert [row[1] for row in rows] == [str(digit[1])] * len(chosen), text
         assert "note" not in text
     assert {path.name for path in results.iterdir()} == {f"predicted_{digit[1]}_{n}.png" for n in range(len(light))}
-    text = inference.infer_files(released.repository, [*dark, light[0]], results, name=None, url=NOBODY, invert=False)
+    text = inference.infer_files(
+        FileStore(released.repository), [*dark, light[0]], results, name=None, url=NOBODY, invert=False
+    )
     assert "model.onnx, as no server serves it at" in text
     assert text.splitlines()[-1] == (
         f"note: mostly light, where the training images are mostly dark: {', '.join(map(str, dark))}; "
@@ -283,10 +287,12 @@ def test_a_client_needs_no_repository_for_its_files(
     files = [tmp_path / "digit.png"]
     for name in (NAME, "unlabelled"):
         url = f"grpc://{server.grpc_url}"
-        text = inference.infer_files(tmp_path / "nope", files, tmp_path, name=name, url=url, invert=False)
+        text = inference.infer_files(FileStore(tmp_path / "nope"), files, tmp_path, name=name, url=url, invert=False)
         assert text.splitlines()[-1].split()[:2] == ["0", str(digit[1])]
     with pytest.raises(ServerError, match="start bin/serve"):
-        inference.infer_files(tmp_path / "nope", files, tmp_path, name=NAME, url=f"grpc://{NOBODY}", invert=False)
+        inference.infer_files(
+            FileStore(tmp_path / "nope"), files, tmp_path, name=NAME, url=f"grpc://{NOBODY}", invert=False
+        )
 
 
 def test_files_that_are_no_pictures_are_all_named(
@@ -299,7 +305,9 @@ def test_files_that_are_no_pictures_are_all_named(
     Image.new("1", (10_000, 10_000)).save(bomb)
     files = [good, text, short, bomb, tmp_path / "none.png", tmp_path]
     with pytest.raises(DataError, match="5 of 6 files cannot be used") as raised:
-        inference.infer_files(released.repository, files, tmp_path, name=None, url=server.http_url, invert=False)
+        inference.infer_files(
+            FileStore(released.repository), files, tmp_path, name=None, url=server.http_url, invert=False
+        )
     for said in (
         f"{text} (of no format that Pillow reads)",
         f"{short} (image file is truncated",

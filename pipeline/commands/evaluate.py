@@ -10,7 +10,7 @@ from pipeline.commands import CONTEXT, with_console
 
 
 @cloup.command("evaluate", context_settings=CONTEXT)
-@cloup.argument("target", required=False, metavar="[NAME[:V]]")
+@cloup.argument("target", required=False, metavar="[NAME[:V]]", type=options.NAMED)
 @cloup.option("--run", metavar="DIR", help="Evaluate what this run of bin/train exported, else its checkpoint")
 @cloup.option("--url", help="Evaluate what this server answers: HOST:PORT or http:// for HTTP, grpc:// for gRPC")
 @options.model_repository
@@ -29,7 +29,7 @@ from pipeline.commands import CONTEXT, with_console
 @with_console
 def command(
     quiet: bool,
-    target: str | None,
+    target: options.Named | None,
     run: str | None,
     url: str | None,
     model_repository: str | None,
@@ -51,9 +51,10 @@ def command(
         raise click.UsageError(f"--run and {'--url' if url else 'NAME'} name two things to evaluate: give one of them.")
 
     from pipeline import evaluation, settings
+    from pipeline.triton.store import open_store
 
     results = evaluation.evaluate(
-        settings.folder(model_repository, "model_repository"),
+        open_store(settings.model_repository(model_repository)),
         target=target,
         run=Path(run) if run else None,
         url=url,

@@ -56,12 +56,15 @@ def command(
         raise click.UsageError("--invert is for pictures: name a FILE.")
 
     from pipeline import inference, settings
+    from pipeline.triton.store import open_store
 
-    root, results = settings.folder(model_repository, "model_repository"), Path(results_dir)
+    store, results = open_store(settings.model_repository(model_repository)), Path(results_dir)
     if files:
-        answers = inference.infer_files(root, files, results, name=name, url=url, invert=invert)
+        answers = inference.infer_files(store, files, results, name=name, url=url, invert=invert)
     else:
         data = settings.folder(data_dir, "data_dir")
-        answers = inference.infer_test_images(root, data, results, name=name, url=url, count=count or _COUNT, seed=seed)
+        answers = inference.infer_test_images(
+            store, data, results, name=name, url=url, count=count or _COUNT, seed=seed
+        )
     if not quiet:
         print(answers)
