@@ -40,8 +40,8 @@ def evaluate(
             dataset_id = dataset_id or origin.config.dataset_id
         if dataset_id is None:
             raise InputError(
-                f"what {predictor.name} version {predictor.version} was trained on is not known in {store.location}: name "
-                "its test set by --dataset-id, or the repository by --model-repository"
+                f"what {predictor.name} version {predictor.version} was trained on is not known in {store.location}: "
+                "name its test set by --dataset-id, or the repository by --model-repository"
             )
         if seed is None:
             seed = origin.config.seed if origin else DEFAULTS["seed"]

@@ -75,7 +75,7 @@ class Version(NamedTuple):
 class _NamedType(click.ParamType[Any]):
     name = "NAME[:V]"
 
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int | None]:
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         from pipeline.config import RELEASE_NAME
 
         name, colon, number = value.partition(":")
@@ -87,13 +87,24 @@ class _NamedType(click.ParamType[Any]):
 class _VersionType(_NamedType):
     name = "NAME:V"
 
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int | None]:
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         name, number = super().convert(value, param, ctx)
         if number is None:
             self.fail(f"{value!r} is not {self.name}: name the version, as {name}:3.", param, ctx)
         return Version(name, number)
 
 
+class _NameType(_NamedType):
+    name = "NAME"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        name, number = super().convert(value, param, ctx)
+        if number is not None:
+            self.fail(f"{value!r} is not {self.name}: leave out the version.", param, ctx)
+        return name
+
+
+NAME = _NameType()
 NAMED = _NamedType()
 VERSION = _VersionType()
 SHARE = FiniteRange(0, 1)

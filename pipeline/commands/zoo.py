@@ -60,7 +60,7 @@ def _demand_sound(verification: "Verification") -> None:
     if verification.problems:
         first, *more = verification.problems
         others = f"; and {len(more)} more" if more else ""
-        raise InputError(f"{verification.repository} is not as it was released: {first.name}: {first.problem}{others}")
+        raise InputError(f"{verification.repository} has a problem: {first.name}: {first.problem}{others}")
 
 
 @command.command("list", context_settings=CONTEXT)
@@ -129,7 +129,7 @@ def _promote(store: "Store", chosen: options.Version, keep_live: bool, reason: s
 
 
 @command.command("finish", context_settings=CONTEXT)
-@cloup.argument("name")
+@cloup.argument("name", metavar="NAME", type=options.NAME)
 @_reason
 @_answers
 def _finish(store: "Store", name: str, reason: str) -> "Event":
@@ -140,7 +140,7 @@ def _finish(store: "Store", name: str, reason: str) -> "Event":
 
 
 @command.command("rollback", context_settings=CONTEXT)
-@cloup.argument("name")
+@cloup.argument("name", metavar="NAME", type=options.NAME)
 @_reason
 @_answers
 def _rollback(store: "Store", name: str, reason: str) -> "Event":
@@ -163,7 +163,7 @@ def _retire(store: "Store", chosen: options.Version, force: bool, reason: str) -
 
 
 @command.command("prune", context_settings=CONTEXT)
-@cloup.argument("name", required=False)
+@cloup.argument("name", metavar="[NAME]", type=options.NAME, required=False)
 @cloup.option("--keep", type=options.COUNT, required=True, help="How many of the newest versions stay")
 @_reason
 @_answers
@@ -175,7 +175,7 @@ def _prune(store: "Store", name: str | None, keep: int, reason: str) -> "Pruned"
 
 
 @command.command("history", context_settings=CONTEXT)
-@cloup.argument("name")
+@cloup.argument("name", metavar="NAME", type=options.NAME)
 @_answers
 def _history(store: "Store", name: str) -> "Chronicle":
     """What happened to a name, when, by whom and why."""
