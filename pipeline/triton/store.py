@@ -62,6 +62,10 @@ class Store(Protocol):
 
 def open_store(location: str | Path) -> Store:
     """The store at a folder's path; nothing is made or read yet."""
+    if str(location).startswith("s3://"):
+        from pipeline.triton.s3 import S3Store
+
+        return S3Store(str(location))
     from pipeline.triton.file_store import FileStore
 
     return FileStore(Path(location))
