@@ -79,7 +79,8 @@ def open_intents(events: list[Event]) -> list[Event]:
 def promotions(events: list[Event], name: str) -> list[int]:
     """Versions that went live and were not rolled back, oldest first: the last one is live."""
     live: list[int] = []
-    for event in events:
-        if event.name == name and event.state == "done":
-            live = [*live, event.version] if event.action == "publish" else live[:-1]
+    # That an intent is done may be said twice, by its writer and by the next one.
+    done = {event.id: event for event in reversed(events) if event.name == name and event.state == "done"}
+    for event in reversed(done.values()):
+        live = [*live, event.version] if event.action == "publish" else live[:-1]
     return live

@@ -6,7 +6,7 @@ A publisher takes a number above all that were ever used, and never moves the po
 """
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from pipeline.errors import ConflictError, InputError, StorageError
@@ -45,8 +45,10 @@ def rollback(store: Store, name: str) -> Event:
         raise repository.unknown_name(store, name)
     with store.exclusive():
         _settle(store)
-        current, promoted = repository.live_config(store, name), history.promotions(store.events(), name)
-        before = repository.live_version(store, name)
+        current = repository.live_config(store, name)
+        before = None if current is None else repository.version_in(store, name, current)
+        _confirm(store, name, before)
+        promoted = history.promotions(store.events(), name)
         if current is None or len(promoted) < 2:
             raise InputError(f"{name} has no version before {before}: there is nothing to roll back to")
         after = promoted[-2]
@@ -64,7 +66,8 @@ def rollback(store: Store, name: str) -> Event:
 
 def _publish(store: Store, name: str, staged: Path) -> Published:
     own = model_config.read(staged / repository.CONFIG)
-    repository.demand_signature(store, name, own, repository.labels_in((staged / repository.LABELS).read_bytes()))
+    labels = repository.labels_in((staged / repository.LABELS).read_bytes())
+    repository.demand_signature(store, name, own, labels)
     version, previous = repository.next_version(store, name), repository.live_version(store, name)
     config = repository.pointing_config(own, version)
     release_sha256 = repository.sha256((staged / repository.RELEASE).read_bytes())
@@ -77,7 +80,16 @@ def _publish(store: Store, name: str, staged: Path) -> Published:
                 return event.ended("done")
         else:
             store.add(name, version, staged, None)
-        return _go_live(store, event, config)
+        while True:
+            current = store.read(f"{name}/{repository.CONFIG}")
+            live = repository.version_in(store, name, current)
+            if live > version:
+                return event.ended("superseded", previous=live)
+            _confirm(store, name, live)
+            repository.demand_signature(store, name, own, labels)
+            with suppress(ConflictError):
+                store.point(name, config, current)
+                return event.ended("done", previous=live)
 
     ended = _recorded(store, event, act)
     return Published(
@@ -89,29 +101,19 @@ def _publish(store: Store, name: str, staged: Path) -> Published:
     )
 
 
-def _go_live(store: Store, event: Event, config: str) -> Event:
-    """Unless a higher version was quicker."""
-    while True:
-        current = store.read(f"{event.name}/{repository.CONFIG}")
-        live = repository.version_in(store, event.name, current)
-        if live > event.version:
-            return event.ended("superseded", previous=live)
-        with suppress(ConflictError):
-            store.point(event.name, config, current)
-            return event.ended("done", previous=live)
-
-
 def _recorded(store: Store, event: Event, act: Callable[[], Event]) -> Event:
     """Write the intent down, act, and write down how it ended; also if it failed."""
     store.append(event)
-    # Where the disk takes no more, the intent stays open for the next writer: the switch itself is made, or not.
     try:
         ended = act()
     except BaseException:
-        with suppress(OSError, StorageError):
-            _conclude(store, event)
+        # In an object store a switch that got no answer may still come; time will tell.
+        if store.is_abandoned(event):
+            with suppress(OSError, StorageError):
+                _conclude(store, event)
         raise
-    with suppress(OSError, StorageError):
+    # Where the disk takes no more, the intent stays open for the next writer, who sees that it is live.
+    with suppress(OSError, StorageError) if ended.state == "done" else nullcontext():
         store.append(ended)
     return ended
 
@@ -124,8 +126,24 @@ def _settle(store: Store) -> None:
 
 
 def _conclude(store: Store, event: Event) -> None:
-    """Only config.pbtxt tells whether a version is live. One that was brought in but never named is removed."""
-    went_live = repository.live_version(store, event.name) == event.version
-    if event.action == "publish" and not went_live:
+    """A version that was brought in but never went live is removed."""
+    if _confirm(store, event.name, repository.live_version(store, event.name)) == event.id:
+        return
+    if event.action == "publish":
         store.remove(event.name, event.version)
-    store.append(event.ended("done" if went_live else "abandoned"))
+    store.append(event.ended("abandoned"))
+
+
+def _confirm(store: Store, name: str, live: int | None) -> str | None:
+    """Say in the history who made this version live, if that is missing; return the id of that intent.
+
+    Only config.pbtxt tells that a switch was made. So its writer may be killed before he has said so, and after the
+    next switch nobody could tell any more.
+    """
+    events = store.events()
+    if history.promotions(events, name)[-1:] != [live]:
+        for event in reversed(history.open_intents(events)):
+            if (event.name, event.version) == (name, live):
+                store.append(event.ended("done"))
+                return event.id
+    return None
