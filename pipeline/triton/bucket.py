@@ -157,12 +157,14 @@ class Bucket:
         except exceptions.ClientError as error:
             answer = error.response["Error"]
             raise self._refused(answer.get("Code", ""), answer.get("Message", "")) from error
-        except exceptions.HTTPClientError as error:
+        except (exceptions.HTTPClientError, exceptions.ConnectionError) as error:
+            # Its text has the whole address of the request.
             raise StorageError(
-                f"{self.location} cannot be reached: {error}; check the address and the network, then try again"
+                f"{self.location} cannot be reached ({type(error).__name__}): check the address and the network, then "
+                "try again"
             ) from error
         except exceptions.BotoCoreError as error:
-            raise StorageError(f"{self.location} cannot be used: {error}; {_CREDENTIALS}") from error
+            raise StorageError(f"{self.location} cannot be used: {str(error).rstrip('.')}; {_CREDENTIALS}") from error
 
     def _refused(self, code: str, message: str) -> StorageError:
         advice = _ADVICE.get(code, "mend the store, then try again")

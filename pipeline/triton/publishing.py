@@ -83,10 +83,10 @@ def _publish(store: Store, name: str, staged: Path) -> Published:
         while True:
             current = store.read(f"{name}/{repository.CONFIG}")
             live = repository.version_in(store, name, current)
+            repository.demand_signature(store, name, own, labels)
             if live > version:
                 return event.ended("superseded", previous=live)
             _confirm(store, name, live)
-            repository.demand_signature(store, name, own, labels)
             with suppress(ConflictError):
                 store.point(name, config, current)
                 return event.ended("done", previous=live)
