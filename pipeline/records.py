@@ -314,10 +314,14 @@ class Validated(Record):
 
 
 class Published(Record):
-    """`previous` is the version that was live before; where it is not live now, a higher one that stayed so."""
+    """`previous` is the version that was live before; where this one is not live now, a higher one that stayed so.
+
+    `new` is false of a version that was there already, and was left as it was.
+    """
 
     name: str
     version: int
     previous: int | None
     repository: str
     live: bool = True
+    new: bool = True

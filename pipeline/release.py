@@ -160,7 +160,7 @@ def _run(config: RunConfig, folder: RunFolder, outcome: Outcome, group: Group) -
             outcome.published = keep("published", publish_run(folder, open_store(config.model_repository)))
 
 
-def publish_run(folder: RunFolder, store: Store) -> Published:
+def publish_run(folder: RunFolder, store: Store, reason: str = "") -> Published:
     """Publish what a run folder holds; the server's verdict is asked for first where the run has none.
 
     InputError where the run did not get as far as `assemble`.
@@ -183,7 +183,7 @@ def publish_run(folder: RunFolder, store: Store) -> Published:
         benchmarked=Benchmarked.load(folder.record("benchmarked")),
     )
     validated = Validated.load(folder.record("validated"))
-    return publish(assembled, gated, validated, inputs, folder, store)
+    return publish(assembled, gated, validated, inputs, folder, store, reason)
 
 
 def demand_gates(gated: Gated) -> None:

@@ -32,7 +32,7 @@ from test_triton_server import MATRIX, add_version, expected, images, onnx_model
 
 from pipeline.errors import ConflictError, InputError, ServerError, SignatureError, StorageError
 from pipeline.records import Published
-from pipeline.triton import bucket, client, history, publishing, repository, s3
+from pipeline.triton import bucket, client, history, publishing, repository, s3, switching
 from pipeline.triton.s3 import S3Store
 from pipeline.triton.store import open_store
 
@@ -215,7 +215,7 @@ def test_events_are_counted_and_a_number_is_claimed_once(store: S3Store) -> None
     first, second = (history.intent("publish", NAME, number, None, "0") for number in (1, 2))
     store.append(first)
     other.append(second)
-    with pytest.raises(ConflictError, match="version 1 of digits"):
+    with pytest.raises(ConflictError, match="at work on digits version 1"):
         other.append(history.intent("publish", NAME, 1, None, "0"))
     store.append(first.ended("done"))
     other.append(history.intent("publish", "another", 1, None, "0"))
@@ -256,10 +256,10 @@ def test_versions_are_published_and_rolled_back(store: S3Store, candidate: Candi
         )
         assert_live_is_complete(store, NAME, version)
     for version in (2, 1):
-        assert publishing.rollback(store, NAME).version == version
+        assert switching.rollback(store, NAME).version == version
         assert_live_is_complete(store, NAME, version)
     with pytest.raises(InputError, match="no version before 1"):
-        publishing.rollback(store, NAME)
+        switching.rollback(store, NAME)
     assert publish(store, candidate).version == 4
     assert_clean(store, NAME)
     assert repository.names(store) == [NAME]
@@ -329,9 +329,9 @@ def test_a_roll_back_that_is_overtaken_says_so(
         publish(quick, candidate)
     overtaken(slow, "point", monkeypatch, by=lambda: publish(quick, candidate))
     with pytest.raises(ConflictError, match="another publisher has changed what is live"):
-        publishing.rollback(slow, NAME)
+        switching.rollback(slow, NAME)
     assert_live_is_complete(quick, NAME, 3)
-    assert publishing.rollback(quick, NAME).version == 2
+    assert switching.rollback(quick, NAME).version == 2
 
 
 def test_publishers_at_once_all_succeed(location: str, tmp_path: Path) -> None:
@@ -397,7 +397,7 @@ def test_a_publisher_killed_at_any_request_harms_nothing(
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    act = {"rollback": lambda: publishing.rollback(store, name)}.get(action, lambda: publish(store, candidate, name))
+    act = {"rollback": lambda: switching.rollback(store, name)}.get(action, lambda: publish(store, candidate, name))
     for name in [] if action == "first publish" else ["a", "a"]:
         publish(store, candidate, name)
     outcomes = []
@@ -445,14 +445,14 @@ def test_a_switch_that_was_made_is_in_the_history_though_nobody_was_told(
     """Its writer is killed right after it; and then, before anyone says so, others switch and switch back."""
     for _ in range(2):
         publish(store, candidate)
-    acts = {"publish": lambda: publish(store, candidate), "rollback": lambda: publishing.rollback(store, NAME)}
+    acts = {"publish": lambda: publish(store, candidate), "rollback": lambda: switching.rollback(store, NAME)}
     confirmation = {"publish": 8, "rollback": 3}[action]
     assert killed_at(confirmation, acts[action])
     live = repository.live_version(store, NAME)
     assert live == {"publish": 3, "rollback": 1}[action]
     monkeypatch.setattr(s3, "TIME_TO_ABANDON", timedelta(0))
     assert publish(store, candidate).previous == live
-    assert publishing.rollback(store, NAME).version == live
+    assert switching.rollback(store, NAME).version == live
     assert_live_is_complete(store, NAME, live)
     assert_clean(store, NAME)
 
@@ -477,7 +477,7 @@ def test_each_request_may_lose_its_answer(
         patch.setattr(URLLib3Session, "send", losing)
         publish(store, candidate)
         publish(store, candidate)
-        publishing.rollback(store, NAME)
+        switching.rollback(store, NAME)
     assert len(lost) > 30
     assert_live_is_complete(store, NAME, 1)
     assert_clean(store, NAME)
@@ -610,7 +610,7 @@ def test_a_server_reads_the_store_through_a_publish_and_a_roll_back(store: S3Sto
             wait_until(lambda: seen[-1:] == [1], 10, "version 1 answers")
             publish_source(2)
             wait_until(lambda: seen[-1:] == [2], 30, "version 2 answers")
-            publishing.rollback(store, NAME)
+            switching.rollback(store, NAME)
             wait_until(lambda: seen[-1:] == [1], 30, "version 1 answers again")
         finally:
             stop.set()

@@ -39,7 +39,13 @@ class ReleaseInputs(NamedTuple):
 
 
 def publish(
-    assembled: Assembled, gated: Gated, validated: Validated, inputs: ReleaseInputs, folder: RunFolder, store: Store
+    assembled: Assembled,
+    gated: Gated,
+    validated: Validated,
+    inputs: ReleaseInputs,
+    folder: RunFolder,
+    store: Store,
+    reason: str = "",
 ) -> Published:
     """A new version in the repository, live. Refused verdicts change nothing there.
 
@@ -64,7 +70,7 @@ def publish(
         **{**inputs._asdict(), "trained": _without_series(inputs.trained)},
     )
     content = release.model_dump_json(indent=2).encode() + b"\n"
-    return publishing.publish_version(store, assembled.name, source, content)
+    return publishing.publish_version(store, assembled.name, source, content, reason)
 
 
 def _demand_same_files(source: Path, assembled: Assembled, validated: Validated) -> None:

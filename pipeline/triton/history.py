@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from pipeline.errors import InputError
 from pipeline.records import Record
 
-Action = Literal["publish", "rollback"]
+Action = Literal["publish", "install", "promote", "rollback", "finish", "retire"]
+PROMOTIONS: tuple[Action, ...] = ("publish", "install", "promote", "rollback")
 State = Literal["intent", "done", "superseded", "abandoned"]
 
 
@@ -20,7 +21,8 @@ class Event(Record):
     """One line. An intent is written before the switch; what became of it after, under the same id.
 
     Superseded: published, but a higher version was live by then and stayed so. `previous` is the version that was
-    live before; `release_sha256` is of the version's release.json.
+    live before; `kept` are those that stayed loaded beside it. `release_sha256` is of the version's release.json;
+    `origin` says where an installed version came from.
     """
 
     id: str
@@ -32,13 +34,31 @@ class Event(Record):
     who: str
     when: str
     release_sha256: str
+    kept: tuple[int, ...] = ()
+    origin: str = ""
+    reason: str = ""
+
+    @property
+    def brings_in(self) -> bool:
+        """Whether the version is a new one."""
+        return self.action in ("publish", "install")
 
     def ended(self, state: State, previous: int | None = None) -> Self:
         """The event that says how this intent ended; `previous` where another version was live than expected."""
         return self.model_copy(update={"state": state, "previous": previous or self.previous})
 
 
-def intent(action: Action, name: str, version: int, previous: int | None, release_sha256: str) -> Event:
+def intent(
+    action: Action,
+    name: str,
+    version: int,
+    previous: int | None,
+    release_sha256: str,
+    *,
+    kept: tuple[int, ...] = (),
+    origin: str = "",
+    reason: str = "",
+) -> Event:
     return Event(
         id=uuid.uuid4().hex,
         state="intent",
@@ -49,6 +69,9 @@ def intent(action: Action, name: str, version: int, previous: int | None, releas
         who=f"{_user()}@{socket.gethostname()}",
         when=datetime.now(UTC).isoformat(timespec="seconds"),
         release_sha256=release_sha256,
+        kept=kept,
+        origin=origin,
+        reason=reason,
     )
 
 
@@ -77,10 +100,17 @@ def open_intents(events: list[Event]) -> list[Event]:
 
 
 def promotions(events: list[Event], name: str) -> list[int]:
-    """Versions that went live and were not rolled back, oldest first: the last one is live."""
+    """Versions that went live, were not rolled back and are still there, oldest first: the last one is live."""
     live: list[int] = []
-    # That an intent is done may be said twice, by its writer and by the next one.
+    # That an intent is done may be said twice, by its writer and by the next one: the first time counts.
     done = {event.id: event for event in reversed(events) if event.name == name and event.state == "done"}
     for event in reversed(done.values()):
-        live = [*live, event.version] if event.action == "publish" else live[:-1]
+        if event.action == "rollback":
+            del live[-1:]
+        elif event.action == "retire":
+            left = [version for version in live if version != event.version]
+            # What came before and after the one that is gone may be the same version.
+            live = [version for version, before in zip(left, [None, *left], strict=False) if version != before]
+        elif event.action != "finish":
+            live.append(event.version)
     return live

@@ -6,92 +6,106 @@ A publisher takes a number above all that were ever used, and never moves the po
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.errors import ConflictError, InputError, StorageError
+from pipeline.errors import ConflictError, InputError
 from pipeline.records import Published
-from pipeline.triton import history, model_config, repository, storage
+from pipeline.triton import history, journal, model_config, repository, storage
 from pipeline.triton.history import Event
 from pipeline.triton.store import Store
 
+if TYPE_CHECKING:
+    from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-def publish_version(store: Store, name: str, source: Path, release_json: bytes) -> Published:
-    """Copy a complete version in and make it live.
 
-    Killed at any point, the repository is as before or complete. SignatureError where the name is live
-    with another signature; StorageError where the disk is full or gone, or another publisher holds the
+class Arrival(NamedTuple):
+    """A version that is to come in. `fill` makes its folder, complete with release.json; `origin` of the installed."""
+
+    action: history.Action
+    name: str
+    fill: Callable[[Path], None]
+    origin: str = ""
+    reason: str = ""
+
+
+def publish_version(store: Store, name: str, source: Path, release_json: bytes, reason: str = "") -> Published:
+    """Copy a complete version in and make it live; what `bring_in` says holds."""
+
+    def fill(folder: Path) -> None:
+        storage.copy(source, folder)
+        (folder / repository.RELEASE).write_bytes(release_json)
+
+    return bring_in(store, Arrival("publish", name, fill, reason=reason))
+
+
+def bring_in(store: Store, arrival: Arrival) -> Published:
+    """A new version, live. Killed at any point, the repository is as before or complete.
+
+    SignatureError where the name is live with another signature; InputError where versions that are kept loaded
+    cannot stay so beside the new one; StorageError where the disk is full or gone, or another publisher holds the
     lock for a minute; FolderError where rights are missing.
     """
     with store.exclusive():
-        _settle(store)
+        journal.settle(store)
         with store.staging() as staging:
             staged = staging / "version"
-            storage.copy(source, staged)
-            (staged / repository.RELEASE).write_bytes(release_json)
+            arrival.fill(staged)
             storage.make_durable(staged)
             while True:
                 # Where another publisher has claimed the number, the next one is free.
                 with suppress(ConflictError):
-                    return _publish(store, name, staged)
+                    return _publish(store, arrival, staged)
 
 
-def rollback(store: Store, name: str) -> Event:
-    """Make the version live that was live before; its own config comes back with it.
+def kept_beside(
+    store: Store, name: str, wanted: frozenset[int], version: int, own: "ModelConfig", *, strict: bool
+) -> tuple[int, ...]:
+    """Those of the wanted versions that can stay loaded beside a live one; InputError where `strict` and not all can.
 
-    The event tells the versions after and before. InputError where there is nothing before or it was altered.
+    Triton answers a request that names no version by the highest one that is loaded, and has one config for all.
     """
-    if repository.live_config(store, name) is None:
-        raise repository.unknown_name(store, name)
-    with store.exclusive():
-        _settle(store)
-        current = repository.live_config(store, name)
-        before = None if current is None else repository.version_in(store, name, current)
-        _confirm(store, name, before)
-        promoted = history.promotions(store.events(), name)
-        if current is None or len(promoted) < 2:
-            raise InputError(f"{name} has no version before {before}: there is nothing to roll back to")
-        after = promoted[-2]
-        repository.verify_version(store, name, after)
-        config = repository.pointing_config(repository.own_config(store, name, after), after)
-        content = repository.read(store, name, after, repository.RELEASE)
-        event = history.intent("rollback", name, after, before, repository.sha256(content))
-
-        def act() -> Event:
-            store.point(name, config, current)
-            return event.ended("done")
-
-        return _recorded(store, event, act)
+    kept = tuple(
+        other for other in sorted(wanted) if other < version and repository.own_config(store, name, other) == own
+    )
+    if strict and wanted != set(kept):
+        others = ", ".join(map(str, sorted(wanted - set(kept))))
+        raise InputError(
+            f"{name} version {others} cannot stay loaded beside version {version}: it must be lower, as Triton answers "
+            f"by the highest, and have the same configuration; run bin/zoo finish {name}, or leave out --keep-live"
+        )
+    return kept
 
 
-def _publish(store: Store, name: str, staged: Path) -> Published:
+def _publish(store: Store, arrival: Arrival, staged: Path) -> Published:
+    name = arrival.name
     own = model_config.read(staged / repository.CONFIG)
     labels = repository.labels_in((staged / repository.LABELS).read_bytes())
     repository.demand_signature(store, name, own, labels)
-    version, previous = repository.next_version(store, name), repository.live_version(store, name)
-    config = repository.pointing_config(own, version)
-    release_sha256 = repository.sha256((staged / repository.RELEASE).read_bytes())
-    event = history.intent("publish", name, version, previous, release_sha256)
+    version, loaded = repository.next_version(store, name), repository.loaded_versions(store, name)
+    kept = kept_beside(store, name, frozenset(loaded[:-1]), version, own, strict=True)
+    event = history.intent(
+        arrival.action,
+        name,
+        version,
+        max(loaded, default=None),
+        repository.sha256((staged / repository.RELEASE).read_bytes()),
+        kept=kept,
+        origin=arrival.origin,
+        reason=arrival.reason,
+    )
 
     def act() -> Event:
-        if previous is None:
-            with suppress(ConflictError):  # of another publisher, whose first version came before this one
-                store.add(name, version, staged, config)
-                return event.ended("done")
-        else:
+        if loaded:
             store.add(name, version, staged, None)
-        while True:
-            current = store.read(f"{name}/{repository.CONFIG}")
-            live = repository.version_in(store, name, current)
-            repository.demand_signature(store, name, own, labels)
-            if live > version:
-                return event.ended("superseded", previous=live)
-            _confirm(store, name, live)
-            with suppress(ConflictError):
-                store.point(name, config, current)
-                return event.ended("done", previous=live)
+        else:
+            with suppress(ConflictError):  # of another publisher, whose first version came before this one
+                store.add(name, version, staged, repository.pointing_config(own, version))
+                return event.ended("done")
+        return _go_live(store, event, own, labels)
 
-    ended = _recorded(store, event, act)
+    ended = journal.carried_out(store, event, act)
     return Published(
         name=name,
         version=version,
@@ -101,49 +115,17 @@ def _publish(store: Store, name: str, staged: Path) -> Published:
     )
 
 
-def _recorded(store: Store, event: Event, act: Callable[[], Event]) -> Event:
-    """Write the intent down, act, and write down how it ended; also if it failed."""
-    store.append(event)
-    try:
-        ended = act()
-    except BaseException:
-        # In an object store a switch that got no answer may still come; time will tell.
-        if store.is_abandoned(event):
-            with suppress(OSError, StorageError):
-                _conclude(store, event)
-        raise
-    # Where the disk takes no more, the intent stays open for the next writer, who sees that it is live.
-    with suppress(OSError, StorageError) if ended.state == "done" else nullcontext():
-        store.append(ended)
-    return ended
-
-
-def _settle(store: Store) -> None:
-    """Say of each intent that nobody is at work on what became of it, and remove what it left."""
-    for event in history.open_intents(store.events()):
-        if store.is_abandoned(event):
-            _conclude(store, event)
-
-
-def _conclude(store: Store, event: Event) -> None:
-    """A version that was brought in but never went live is removed."""
-    if _confirm(store, event.name, repository.live_version(store, event.name)) == event.id:
-        return
-    if event.action == "publish":
-        store.remove(event.name, event.version)
-    store.append(event.ended("abandoned"))
-
-
-def _confirm(store: Store, name: str, live: int | None) -> str | None:
-    """Say in the history who made this version live, if that is missing; return the id of that intent.
-
-    Only config.pbtxt tells that a switch was made. So its writer may be killed before he has said so, and after the
-    next switch nobody could tell any more.
-    """
-    events = store.events()
-    if history.promotions(events, name)[-1:] != [live]:
-        for event in reversed(history.open_intents(events)):
-            if (event.name, event.version) == (name, live):
-                store.append(event.ended("done"))
-                return event.id
-    return None
+def _go_live(store: Store, event: Event, own: "ModelConfig", labels: tuple[str, ...]) -> Event:
+    """Unless a higher version was quicker."""
+    name, version = event.name, event.version
+    while True:
+        current = store.read(f"{name}/{repository.CONFIG}")
+        *others, live = repository.loaded_in(store, name, current)
+        repository.demand_signature(store, name, own, labels)
+        if live > version:
+            return event.ended("superseded", previous=live)
+        journal.confirm(store, name, live)
+        kept = kept_beside(store, name, frozenset(others), version, own, strict=False)
+        with suppress(ConflictError):
+            store.point(name, repository.pointing_config(own, version, kept), current)
+            return event.ended("done", previous=live).model_copy(update={"kept": kept})

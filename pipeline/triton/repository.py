@@ -8,6 +8,7 @@ Only `publishing` changes it.
 """
 
 import hashlib
+from collections.abc import Collection, Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ from pipeline.records import (
     Verified,
 )
 from pipeline.triton import model_config
+from pipeline.triton.history import Event
 from pipeline.triton.store import Store
 
 if TYPE_CHECKING:
@@ -91,19 +93,33 @@ def own_config(store: Store, name: str, version: int) -> "ModelConfig":
     return model_config.parse(read(store, name, version, CONFIG), f"{store.location}/{name}/{version}/{CONFIG}")
 
 
-def live_version(store: Store, name: str) -> int | None:
-    """The version that config.pbtxt names, or None where the name is not released."""
+def loaded_in(store: Store, name: str, config: bytes) -> tuple[int, ...]:
+    """The versions that this content of a name's config.pbtxt has Triton load, ascending: the last one is live."""
+    return model_config.loaded_versions(config, f"{store.location}/{name}/{CONFIG}")
+
+
+def loaded_versions(store: Store, name: str) -> tuple[int, ...]:
+    """The versions that config.pbtxt names, ascending, or () where the name is not released."""
     config = live_config(store, name)
-    return None if config is None else version_in(store, name, config)
+    return () if config is None else loaded_in(store, name, config)
 
 
-def version_in(store: Store, name: str, config: bytes) -> int:
-    """The version that this content of a name's config.pbtxt makes live."""
-    return model_config.live_version(model_config.parse(config, f"{store.location}/{name}/{CONFIG}"))
+def live_version(store: Store, name: str) -> int | None:
+    """The one that answers who names no version, or None where the name is not released."""
+    return max(loaded_versions(store, name), default=None)
 
 
 def unknown_name(store: Store, name: str) -> InputError:
     return InputError(f"{name} is not in {store.location}: known: {', '.join(names(store)) or 'nothing yet'}")
+
+
+def demand_version(store: Store, name: str, version: int) -> None:
+    """InputError where there is no such name, or no such version of it."""
+    known = versions(store, name)
+    if not known:
+        raise unknown_name(store, name)
+    if version not in known:
+        raise InputError(f"{name} has no version {version}: known: {', '.join(map(str, known))}")
 
 
 def next_version(store: Store, name: str) -> int:
@@ -126,7 +142,7 @@ def read(store: Store, name: str, version: int, path: str) -> bytes:
     try:
         return store.read(f"{name}/{version}/{path}")
     except FileNotFoundError:
-        raise altered(store, name, version, path) from None
+        raise _altered(store, name, version, path) from None
 
 
 def release(store: Store, name: str, version: int) -> Release:
@@ -144,19 +160,44 @@ def check_signature(store: Store, name: str, shape: tuple[int, int, int], labels
     demand_signature(store, name, config, labels)
 
 
-def verify_version(store: Store, name: str, version: int) -> None:
-    """InputError names the first file that is altered, missing or not of the release."""
-    folder = f"{name}/{version}"
-    found = {path: sha256(store.read(f"{folder}/{path}")) for path in sorted(store.files(folder))}
-    listed = found.pop(RELEASE, None)
-    recorded = {event.release_sha256 for event in store.events() if (event.name, event.version) == (name, version)}
-    if listed is None or (recorded and listed not in recorded):
-        raise altered(store, name, version, RELEASE)
-    expected = _Manifest.parse(store.read(f"{folder}/{RELEASE}"), f"{store.location}/{folder}/{RELEASE}").hashes
-    for path in sorted(expected.keys() | found.keys()):
-        if expected.get(path) != found.get(path):
-            raise altered(store, name, version, path)
+def verified_files(
+    store: Store, name: str, version: int, events: list[Event] | None = None
+) -> Iterator[tuple[str, bytes]]:
+    """Path and content of each file of a version. Take all: the last step tells whether they are as released.
+
+    InputError then names the first file that is altered, missing or not of the release. `events` are those of the
+    store, where they have been read already.
+    """
+    found = {}
+    manifest = b""
+    for path in sorted(store.files(f"{name}/{version}")):
+        content = read(store, name, version, path)
+        found[path] = sha256(content)
+        manifest = content if path == RELEASE else manifest
+        yield path, content
+    recorded = {
+        event.release_sha256
+        for event in (store.events() if events is None else events)
+        if (event.name, event.version) == (name, version)
+    }
+    if RELEASE not in found or (recorded and found[RELEASE] not in recorded):
+        raise _altered(store, name, version, RELEASE)
+    demand_as_released(found, manifest, f"{store.location}/{name}/{version}")
     own_config(store, name, version)
+
+
+def verify_version(store: Store, name: str, version: int, events: list[Event] | None = None) -> None:
+    """InputError names the first file that is altered, missing or not of the release; `events` as above."""
+    for _ in verified_files(store, name, version, events):
+        pass
+
+
+def demand_as_released(found: dict[str, str], manifest: bytes, where: str) -> None:
+    """InputError names the first file below `where` whose hash is not the one in the release.json `manifest`."""
+    expected = _Manifest.parse(manifest, f"{where}/{RELEASE}").hashes
+    for path in sorted(expected.keys() | (found.keys() - {RELEASE})):
+        if expected.get(path) != found.get(path):
+            raise InputError(_not_as_released(f"{where}/{path}"))
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -179,9 +220,9 @@ def labels_in(content: bytes) -> tuple[str, ...]:
     return tuple(content.decode().removesuffix("\n").split("\n"))
 
 
-def pointing_config(own: "ModelConfig", version: int) -> str:
+def pointing_config(own: "ModelConfig", version: int, kept: Collection[int] = ()) -> str:
     """The text of the config.pbtxt that makes the version with this config of its own live."""
-    return model_config.to_text(model_config.pointed_at(own, version))
+    return model_config.to_text(model_config.pointed_at(own, version, kept))
 
 
 def demand_signature(store: Store, name: str, config: "ModelConfig", labels: tuple[str, ...]) -> None:
@@ -196,13 +237,15 @@ def demand_signature(store: Store, name: str, config: "ModelConfig", labels: tup
     for kind, old, new in zip(("inputs", "outputs"), *tensors, strict=True):
         if old != new:
             raise SignatureError(f"{is_live} {kind} {old}, and this model has {new}: {advice}")
-    known = labels_in(read(store, name, model_config.live_version(current), LABELS))
+    known = labels_in(read(store, name, max(loaded_in(store, name, content)), LABELS))
     for index, (was, now) in enumerate(zip_longest(known, labels)):
         if was != now:
             raise SignatureError(f"{is_live} label {index} {was!r}, here it is {now!r}: {advice}")
 
 
-def altered(store: Store, name: str, version: int, path: str) -> InputError:
-    return InputError(
-        f"{store.location}/{name}/{version}/{path} is not as it was released: restore it, or publish the model again"
-    )
+def _altered(store: Store, name: str, version: int, path: str) -> InputError:
+    return InputError(_not_as_released(f"{store.location}/{name}/{version}/{path}"))
+
+
+def _not_as_released(path: str) -> str:
+    return f"{path} is not as it was released: restore it, or publish the model again"

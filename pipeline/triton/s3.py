@@ -101,9 +101,9 @@ class S3Store:
         content = event.model_dump_json().encode()
         for _ in range(_APPENDS):
             earlier = self.events()
-            if any(_claims_the_same(event, other) for other in earlier):
+            if any(_excludes(other, event) for other in _in_force(earlier)):
                 raise ConflictError(
-                    f"another publisher has taken version {event.version} of {event.name} in {self.location}"
+                    f"another one is at work on {event.name} version {event.version} in {self.location}: try again"
                 )
             key = f"{self._history}{1 + max(self._events, default=0):010d}.json"
             if self._bucket.create(key, content):
@@ -164,12 +164,25 @@ def _unique(config: str) -> bytes:
     return f"{config}# {uuid.uuid4().hex}\n".encode()
 
 
-def _claims_the_same(event: Event, other: Event) -> bool:
-    return (
-        event.state == other.state == "intent"
-        and event.action == other.action == "publish"
-        and (event.name, event.version) == (other.name, other.version)
-    )
+def _in_force(events: list[Event]) -> list[Event]:
+    """Intents that nobody has given up, and of switches those that are not done."""
+    ended = {event.id: event.state for event in events if event.state != "intent"}
+    return [
+        event
+        for event in events
+        if event.state == "intent"
+        and ended.get(event.id) != "abandoned"
+        and (event.brings_in or event.action == "retire" or event.id not in ended)
+    ]
+
+
+def _excludes(other: Event, event: Event) -> bool:
+    """Whether an event cannot come after the other: a number is taken once, and what goes cannot go live."""
+    if event.state != "intent" or (event.name, event.version) != (other.name, other.version):
+        return False
+    if event.action == "retire":
+        return other.action in ("promote", "rollback")
+    return event.brings_in or other.action == "retire"
 
 
 @contextmanager
