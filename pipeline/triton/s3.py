@@ -101,7 +101,7 @@ class S3Store:
         content = event.model_dump_json().encode()
         for _ in range(_APPENDS):
             earlier = self.events()
-            if any(_excludes(other, event) for other in _in_force(earlier)):
+            if _is_excluded(event, earlier):
                 raise ConflictError(
                     f"another one is at work on {event.name} version {event.version} in {self.location}: try again"
                 )
@@ -164,25 +164,21 @@ def _unique(config: str) -> bytes:
     return f"{config}# {uuid.uuid4().hex}\n".encode()
 
 
-def _in_force(events: list[Event]) -> list[Event]:
-    """Intents that nobody has given up, and of switches those that are not done."""
-    ended = {event.id: event.state for event in events if event.state != "intent"}
-    return [
-        event
-        for event in events
-        if event.state == "intent"
-        and ended.get(event.id) != "abandoned"
-        and (event.brings_in or event.action == "retire" or event.id not in ended)
-    ]
-
-
-def _excludes(other: Event, event: Event) -> bool:
-    """Whether an event cannot come after the other: a number is taken once, and what goes cannot go live."""
-    if event.state != "intent" or (event.name, event.version) != (other.name, other.version):
+def _is_excluded(event: Event, earlier: list[Event]) -> bool:
+    """Whether an intent cannot come after these: a number is taken once, and what goes does not go live."""
+    if event.state != "intent":
         return False
+    ended = {other.id: other.state for other in earlier if other.state != "intent"}
+    others = [
+        other
+        for other in earlier
+        if other.state == "intent" and (other.name, other.version) == (event.name, event.version)
+    ]
+    if event.brings_in:
+        return any(other.brings_in for other in others)
     if event.action == "retire":
-        return other.action in ("promote", "rollback")
-    return event.brings_in or other.action == "retire"
+        return any(other.id not in ended for other in others)
+    return any(other.action == "retire" and ended.get(other.id) != "abandoned" for other in others)
 
 
 @contextmanager

@@ -38,7 +38,8 @@ class Store(Protocol):
         """The history, oldest first."""
 
     def append(self, event: Event) -> None:
-        """Lasting when this returns. ConflictError of an intent that brings a version in, where another has its number.
+        """Lasting when this returns. ConflictError of an intent that another's excludes: the number is taken, the
+        version to be made live is to be removed, or there is work on the one to be removed.
 
         What an event that is no intent tells has become lasting before it.
         """

@@ -76,7 +76,9 @@ def prune(store: Store, name: str | None, keep: int, *, reason: str = "") -> Pru
     with store.exclusive():
         for pruned in repository.names(store) if name is None else [name]:
             state, known = _settled(store, pruned), repository.versions(store, pruned)
-            spared = {*known[-keep:], *state.kept, state.live, _next_rollback(store, pruned)}
+            # Where there is no lock, others may be at work.
+            busy = {event.version for event in history.open_intents(store.events()) if event.name == pruned}
+            spared = {*known[-keep:], *state.kept, state.live, _next_rollback(store, pruned), *busy}
             retired += [
                 _retired(store, pruned, version, state.live, reason) for version in known if version not in spared
             ]
