@@ -31,8 +31,12 @@ from test_repository import LABELS, NAME, Candidate, fork, make_source, release_
 from test_triton_server import MATRIX, add_version, expected, images, onnx_model
 
 from pipeline.errors import ConflictError, InputError, ServerError, SignatureError, StorageError
+from pipeline.inference import infer
 from pipeline.records import Published
-from pipeline.triton import bucket, client, history, publishing, repository, s3, switching
+from pipeline.release import publish_run
+from pipeline.runfolder import RunFolder
+from pipeline.triton import bucket, client, history, publishing, repository, s3, switching, transfer, verification
+from pipeline.triton.file_store import FileStore
 from pipeline.triton.s3 import S3Store
 from pipeline.triton.store import open_store
 
@@ -334,6 +338,56 @@ def test_a_roll_back_that_is_overtaken_says_so(
     assert switching.rollback(quick, NAME).version == 2
 
 
+@pytest.mark.usefixtures("no_wait")
+@pytest.mark.parametrize("step", ["append", "remove"])
+def test_a_version_that_is_to_be_removed_is_not_rolled_back_to(
+    location: str, candidate: Candidate, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    slow, quick = S3Store(location), S3Store(location)
+    for _ in range(3):
+        publish(quick, candidate)
+
+    def roll_back() -> None:
+        if step == "append":
+            switching.rollback(quick, NAME)
+        else:
+            with pytest.raises(ConflictError, match="at work on digits version 2"):
+                switching.rollback(quick, NAME)
+
+    overtaken(slow, step, monkeypatch, by=roll_back)
+    if step == "append":
+        with pytest.raises(ConflictError, match="has just been made live"):
+            switching.retire(slow, NAME, 2, force=True)
+    else:
+        switching.retire(slow, NAME, 2, force=True)
+    assert repository.live_version(quick, NAME) == (2 if step == "append" else 3)
+    assert repository.versions(quick, NAME) == ([1, 2, 3] if step == "append" else [1, 3])
+    assert verification.verify(quick).problems == ()
+    assert history.open_intents(quick.events()) == []
+
+
+@pytest.mark.usefixtures("no_wait")
+def test_a_version_on_which_another_one_is_at_work_is_not_removed(
+    location: str, candidate: Candidate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, quick = S3Store(location), S3Store(location)
+    for _ in range(3):
+        publish(quick, candidate)
+
+    def remove() -> None:
+        with pytest.raises(ConflictError, match="at work on digits version 2"):
+            switching.retire(quick, NAME, 2, force=True)
+        assert switching.prune(quick, NAME, 1).retired == ()
+
+    overtaken(slow, "point", monkeypatch, by=remove)
+    publishing_one_more = S3Store(location)
+    assert switching.rollback(slow, NAME).version == 2
+    overtaken(publishing_one_more, "point", monkeypatch, by=lambda: switching.prune(quick, NAME, 1))
+    assert publish(publishing_one_more, candidate).version == 4
+    assert 4 in repository.versions(quick, NAME)
+    assert verification.verify(quick).problems == ()
+
+
 def test_publishers_at_once_all_succeed(location: str, tmp_path: Path) -> None:
     candidates = [Candidate(tmp_path / f"candidate {number}") for number in range(3)]
 
@@ -414,7 +468,8 @@ def test_a_publisher_killed_at_any_request_harms_nothing(
         # The next publisher does not know whether that one is dead, and need not.
         published = publish(store, candidate, name)
         assert (published.previous, published.live) == (live, True)
-        assert published.version > max([*promoted, *after])
+        # A number that was taken is not used again; before the first request it is not taken.
+        assert published.version > max(promoted if change == 1 else after, default=0)
         assert_live_is_complete(store, name, published.version)
         kept = promoted if live == old else after
         assert history.promotions(store.events(), name) == [*kept, published.version]
@@ -435,6 +490,7 @@ def test_a_publisher_killed_at_any_request_harms_nothing(
     publish(store, candidate, "another")
     for name in store.folders():
         assert_clean(store, name)
+    assert verification.verify(store).problems == ()
 
 
 @pytest.mark.usefixtures("no_wait")
@@ -622,12 +678,26 @@ def test_a_server_reads_the_store_through_a_publish_and_a_roll_back(store: S3Sto
     assert [version for version, before in zip(seen, [0, *seen], strict=False) if version != before] == [1, 2, 1]
 
 
-def test_the_commands_take_a_location_in_the_store(released: Workplace, location: str, tmp_path: Path) -> None:
-    where = ("--model-repository", location)
-    published = run_command("zoo", "publish", "--run", str(released.run), *where, cwd=tmp_path)
-    assert f"version 1, live in {location}" in published.stdout, published.stderr
-    (tmp_path / ".env").write_text(f"MODEL_REPOSITORY={location}\n", encoding="utf-8")
+def test_a_run_is_published_into_the_store_and_the_released_file_answers(
+    released: Workplace, store: S3Store, tmp_path: Path
+) -> None:
+    published = publish_run(RunFolder(released.run), store)
+    assert (published.name, published.version, published.repository) == (RELEASED, 1, store.location)
+    answers = infer(store, tmp_path, tmp_path / "results", name=None, url="127.0.0.1:9", count=5, seed=1)
+    assert f"answered by {store.location}/{RELEASED}/1/model.onnx" in answers
+    (tmp_path / ".env").write_text(f"MODEL_REPOSITORY={store.location}\n", encoding="utf-8")
     listed = run_command("zoo", "list", cwd=tmp_path)
     assert RELEASED in listed.stdout, listed.stderr
-    asked = run_command("infer", "--url", "127.0.0.1:9", cwd=tmp_path)
-    assert f"answered by {location}/{RELEASED}/1/model.onnx" in asked.stdout, asked.stderr
+
+
+@pytest.mark.usefixtures("no_wait")
+def test_versions_are_pushed_to_the_store_and_pulled_from_it(
+    store: S3Store, candidate: Candidate, tmp_path: Path
+) -> None:
+    local, other = FileStore(tmp_path / "local" / "models"), FileStore(tmp_path / "other" / "models")
+    for _ in range(2):
+        publishing.publish_version(local, NAME, candidate.source, candidate.release_json)
+    assert transfer.copy(local, store, NAME, 2, trust=False).version == 1
+    assert transfer.copy(store, other, NAME, None, trust=False).version == 1
+    assert other.files(f"{NAME}/1") == local.files(f"{NAME}/2")
+    assert verification.verify(store).problems == verification.verify(other).problems == ()
