@@ -20,8 +20,9 @@ def serve(
     `ports` are those of HTTP, gRPC and metrics; 0 takes a free one.
     """
     if "://" in repository:
-        # Triton itself tells less of what is wrong there.
-        open_store(repository).check_writable()
+        # Triton would say less of what is wrong there, or wait for ever.
+        if not open_store(repository).folders():
+            raise FolderError(f"{repository} holds no models: release one by bin/train, or name --model-repository")
     elif not Path(repository).is_dir():
         raise FolderError(f"{repository} is not a folder: release a model by bin/train, or name --model-repository")
     options = ServerOptions(
