@@ -137,8 +137,9 @@ def test_the_store_is_found_by_its_location(location: str, tmp_path: Path) -> No
     ["s3://", "s3://bucket", "s3://bucket/", "s3://http://host/bucket/prefix", "s3://me:key@host/b", "s3://b/../x"],
 )
 def test_another_location_is_refused(wrong: str) -> None:
-    with pytest.raises(InputError, match="expected s3://bucket/prefix"):
+    with pytest.raises(InputError, match="expected s3://bucket/prefix") as caught:
         open_store(wrong)
+    assert "key" not in str(caught.value)
 
 
 def test_without_boto3_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,8 +245,9 @@ def test_a_store_that_ignores_conditions_is_refused(
 ) -> None:
     real = store._bucket._put
     monkeypatch.setattr(store._bucket, "_put", lambda key, content, **condition: real(key, content))
-    with pytest.raises(StorageError, match="ignores If-None-Match"):
-        publish(store, candidate)
+    for _ in range(2):
+        with pytest.raises(StorageError, match="ignores If-None-Match"):
+            publish(store, candidate)
     assert store.folders() == []
 
 
@@ -508,6 +510,42 @@ def test_a_switch_that_was_made_is_in_the_history_though_nobody_was_told(
     assert switching.rollback(store, NAME).version == live
     assert_live_is_complete(store, NAME, live)
     assert_clean(store, NAME)
+
+
+@pytest.mark.usefixtures("no_wait")
+def test_who_was_killed_long_ago_does_not_keep_the_next_one_from_going_live(
+    store: S3Store, candidate: Candidate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """He was live; the next one says so for him, and his time is not the next one's."""
+    append = store.append
+
+    def append_intents_of_five_hours_ago(event: history.Event) -> None:
+        if event.state == "intent":
+            when = datetime.now(UTC) - timedelta(hours=5)
+            append(event.model_copy(update={"when": when.isoformat(timespec="seconds")}))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "append", append_intents_of_five_hours_ago)
+        patch.setattr(s3, "TIME_TO_GO_LIVE", timedelta(hours=6))
+        assert publish(store, candidate).version == 1
+    assert publish(store, candidate).live
+    assert history.promotions(store.events(), NAME) == [1, 2]
+    assert_clean(store, NAME)
+
+
+def test_a_version_that_is_still_being_brought_in_is_not_promoted(
+    location: str, candidate: Candidate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, quick = S3Store(location), S3Store(location)
+    publish(quick, candidate)
+
+    def promote() -> None:
+        with pytest.raises(ConflictError, match="at work on digits version 2"):
+            switching.promote(quick, NAME, 2)
+
+    overtaken(slow, "point", monkeypatch, by=promote)
+    assert publish(slow, candidate).version == 2
+    assert verification.verify(quick).problems == ()
 
 
 @pytest.mark.usefixtures("no_wait")

@@ -56,8 +56,9 @@ class Bucket:
     def __init__(self, location: str) -> None:
         match = _LOCATION.fullmatch(location)
         if match is None:
+            shown = re.sub(r"//[^/]*@", "//...@", location)  # what stands there may be a secret
             raise InputError(
-                f"{location} is no place in an object store: expected s3://bucket/prefix or "
+                f"{shown} is no place in an object store: expected s3://bucket/prefix or "
                 "s3://http://host:port/bucket/prefix, with a prefix, as a repository's history lies beside it"
             )
         if find_spec("boto3") is None:
@@ -110,8 +111,12 @@ class Bucket:
         return self._put(key, content, IfMatch=etag) or self._holds(key, content)
 
     def demand_conditions(self, key: str, content: bytes) -> None:
-        """StorageError where the store wrote an object that is there once more; some know no conditions."""
+        """StorageError where the store wrote an object once more that is there, which is then removed.
+
+        Some stores know no conditions, and publishers would overwrite each other's objects.
+        """
         if self._put(key, content, IfNoneMatch="*"):
+            self.delete([key])
             raise StorageError(
                 f"the store of {self.location} ignores If-None-Match, by which publishers agree: nothing went live; "
                 "use a store that honours it"

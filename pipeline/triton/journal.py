@@ -15,7 +15,8 @@ def carried_out(store: Store, event: Event, act: Callable[[], Event]) -> Event:
     try:
         ended = act()
     except ConflictError:
-        store.append(event.ended("abandoned"))
+        with suppress(OSError, StorageError):
+            store.append(event.ended("abandoned"))
         raise
     except BaseException:
         # In an object store, a change that got no answer may still come.
@@ -42,9 +43,10 @@ def confirm(store: Store, name: str, live: int) -> None:
     Call it before each switch, when the config.pbtxt that it replaces is known. Be exclusive.
     """
     for event in reversed(history.open_intents(store.events())):
-        ended = outcome(store, event)
-        if (event.name, event.version, ended.state) == (name, live, "done") and event.action in history.PROMOTIONS:
-            store.append(ended)
+        if (event.name, event.version) == (name, live) and event.action in history.PROMOTIONS:
+            ended = outcome(store, event)
+            if ended.state == "done":
+                store.append(ended)
             return
 
 

@@ -109,7 +109,8 @@ class S3Store:
             if self._bucket.create(key, content):
                 if not earlier:
                     self._bucket.demand_conditions(key, content)
-                self._claimed = datetime.fromisoformat(event.when)
+                if event.state == "intent":
+                    self._claimed = datetime.fromisoformat(event.when)
                 return
         raise StorageError(f"others have been faster {_APPENDS} times to write into {key}: try again")
 
@@ -165,7 +166,11 @@ def _unique(config: str) -> bytes:
 
 
 def _is_excluded(event: Event, earlier: list[Event]) -> bool:
-    """Whether an intent cannot come after these: a number is taken once, and what goes does not go live."""
+    """Whether an intent cannot come after these.
+
+    A number is taken once; a version that another one brings in or removes does not go live; and one on which another
+    one is at work is not removed.
+    """
     if event.state != "intent":
         return False
     ended = {other.id: other.state for other in earlier if other.state != "intent"}
@@ -178,7 +183,10 @@ def _is_excluded(event: Event, earlier: list[Event]) -> bool:
         return any(other.brings_in for other in others)
     if event.action == "retire":
         return any(other.id not in ended for other in others)
-    return any(other.action == "retire" and ended.get(other.id) != "abandoned" for other in others)
+    return any(
+        (other.action == "retire" and ended.get(other.id) != "abandoned") or (other.brings_in and other.id not in ended)
+        for other in others
+    )
 
 
 @contextmanager
