@@ -398,7 +398,7 @@ def test_publishers_at_once_all_succeed(location: str, tmp_path: Path) -> None:
     candidates = [Candidate(tmp_path / f"candidate {number}") for number in range(3)]
 
     def publish_two(candidate: Candidate) -> int:
-        time.sleep = lambda seconds: None  # type: ignore[assignment]
+        time.sleep = lambda seconds: None
         for _ in range(2):
             publish(S3Store(location), candidate)
         return 0
@@ -430,7 +430,7 @@ def killed_at(change: int, action: Callable[[], object]) -> bool:
     """
 
     def run() -> int:
-        time.sleep = lambda seconds: None  # type: ignore[assignment]
+        time.sleep = lambda seconds: None
         send, count = URLLib3Session.send, 0
 
         def counted(session: URLLib3Session, request: Any) -> Any:
@@ -457,12 +457,18 @@ def test_a_publisher_killed_at_any_request_harms_nothing(
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    act = {"rollback": lambda: switching.rollback(store, name)}.get(action, lambda: publish(store, candidate, name))
-    for name in [] if action == "first publish" else ["a", "a"]:
+    name = "a"
+    if action != "first publish":
         publish(store, candidate, name)
+        publish(store, candidate, name)
+
+    def act() -> object:
+        return switching.rollback(store, name) if action == "rollback" else publish(store, candidate, name)
+
     outcomes = []
     for change in range(1, 100):
-        name = f"killed-at-{change}" if action == "first publish" else "a"
+        if action == "first publish":
+            name = f"killed-at-{change}"
         old, promoted = repository.live_version(store, name), history.promotions(store.events(), name)
         after = promoted[:-1] if action == "rollback" else [*promoted, repository.next_version(store, name)]
         if not killed_at(change, act):

@@ -132,7 +132,7 @@ class Bucket:
                 for failed in answer.get("Errors", ()):
                     raise self._refused(failed["Code"], f"{failed['Key']}: {failed['Message']}")
 
-    def _pages(self, **request: str) -> Iterator[dict[str, Any]]:
+    def _pages(self, **request: Any) -> Iterator[dict[str, Any]]:
         yield from self._client.get_paginator("list_objects_v2").paginate(Bucket=self._name, **request)
 
     def _put(self, key: str, content: bytes, **condition: str) -> bool:
