@@ -85,7 +85,7 @@ def _plain(*names: str, kind: Any, text: str) -> Option:
 
 model_repository = cloup.option(
     "--model-repository",
-    metavar="DIR|s3://...",
+    metavar="DIR",
     help="Triton model repository, a folder or s3://bucket/prefix [env: MODEL_REPOSITORY; default: ./model_repository]",
 )
 data_dir = cloup.option(
