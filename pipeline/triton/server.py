@@ -40,7 +40,7 @@ _SECONDS_TO_END = 5
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """What to serve, a folder or s3://..., and where. A port of 0 means a free one; `load` is for explicit control only.
+    """What to serve (a folder, or s3://...) and where. A port of 0 means a free one; `load` is for explicit control.
 
     Without a `log_file` the log has no name and ends with the server. At that end, requests that run
     may go on for `drain_seconds`; 0 kills the server at once.
