@@ -39,7 +39,7 @@ class Version(NamedTuple):
 class _NamedType(click.ParamType[Any]):
     name = "NAME[:V]"
 
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int | None]:
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         from pipeline.config import RELEASE_NAME
 
         name, colon, number = value.partition(":")
@@ -51,13 +51,24 @@ class _NamedType(click.ParamType[Any]):
 class _VersionType(_NamedType):
     name = "NAME:V"
 
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int | None]:
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         name, number = super().convert(value, param, ctx)
         if number is None:
             self.fail(f"{value!r} is not {self.name}: name the version, as {name}:3.", param, ctx)
         return Version(name, number)
 
 
+class _NameType(_NamedType):
+    name = "NAME"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        name, number = super().convert(value, param, ctx)
+        if number is not None:
+            self.fail(f"{value!r} is not {self.name}: leave out the version.", param, ctx)
+        return name
+
+
+_NAME = _NameType()
 _NAMED = _NamedType()
 _VERSION = _VersionType()
 _OLD_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -98,7 +109,7 @@ def _demand_sound(verification: "Verification") -> None:
     if verification.problems:
         first, *more = verification.problems
         others = f"; and {len(more)} more" if more else ""
-        raise InputError(f"{verification.repository} is not as it was released: {first.name}: {first.problem}{others}")
+        raise InputError(f"{verification.repository} has a problem: {first.name}: {first.problem}{others}")
 
 
 @command.command("list", context_settings=CONTEXT)
@@ -167,7 +178,7 @@ def _promote(store: "Store", chosen: Version, keep_live: bool, reason: str) -> "
 
 
 @command.command("finish", context_settings=CONTEXT)
-@cloup.argument("name")
+@cloup.argument("name", metavar="NAME", type=_NAME)
 @_reason
 @_answers
 def _finish(store: "Store", name: str, reason: str) -> "Event":
@@ -178,7 +189,7 @@ def _finish(store: "Store", name: str, reason: str) -> "Event":
 
 
 @command.command("rollback", context_settings=CONTEXT)
-@cloup.argument("name")
+@cloup.argument("name", metavar="NAME", type=_NAME)
 @_reason
 @_answers
 def _rollback(store: "Store", name: str, reason: str) -> "Event":
@@ -201,7 +212,7 @@ def _retire(store: "Store", chosen: Version, force: bool, reason: str) -> "Event
 
 
 @command.command("prune", context_settings=CONTEXT)
-@cloup.argument("name", required=False)
+@cloup.argument("name", metavar="[NAME]", type=_NAME, required=False)
 @cloup.option("--keep", type=options.COUNT, required=True, help="How many of the newest versions stay")
 @_reason
 @_answers
@@ -213,7 +224,7 @@ def _prune(store: "Store", name: str | None, keep: int, reason: str) -> "Pruned"
 
 
 @command.command("history", context_settings=CONTEXT)
-@cloup.argument("name")
+@cloup.argument("name", metavar="NAME", type=_NAME)
 @_answers
 def _history(store: "Store", name: str) -> "Chronicle":
     """What happened to a name, when, by whom and why."""
