@@ -4,6 +4,7 @@ Imports little: `--help` must answer at once.
 """
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -56,6 +57,13 @@ class FiniteRange(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
         return number
+
+
+def size(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Lets pass what a container engine takes for a size."""
+    if value and not re.fullmatch(r"[1-9][0-9]*[bkmg]?", value):
+        raise click.BadParameter(f"{value} is not a size: expected a number and b, k, m or g, as 4g.", ctx, param)
+    return value
 
 
 SHARE = FiniteRange(0, 1)

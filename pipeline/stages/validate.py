@@ -58,7 +58,7 @@ def validate(assembled: Assembled, labels: tuple[str, ...], folder: RunFolder, s
         server=f"Triton {server.version} (embedded)",
         seconds_to_load=seconds,
         checks=checks,
-        log_tail=() if all(check.passed for check in checks) else tuple(server.log_tail().splitlines()),
+        log_tail=() if all(check.passed for check in checks) else tuple(server.log.tail(20).splitlines()),
         hashes=assembled.hashes,
     )
 
