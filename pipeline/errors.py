@@ -18,6 +18,7 @@
         ├── PortInUseError            another process listens there
         ├── WorkerError               a training process was lost
         └── StorageError              disk full, or the repository cannot be reached
+            └── ConflictError             another publisher has changed it meanwhile
 
 The number is the exit status. A message is one line: what was wrong, what was expected, what to
 do. Only `pipeline.cli` catches these.
@@ -106,4 +107,8 @@ class WorkerError(ServiceError):
 
 
 class StorageError(ServiceError):
+    pass
+
+
+class ConflictError(StorageError):
     pass

@@ -1,6 +1,7 @@
 """Classify some test images by a running server or by the released file, and draw the answers."""
 
 import logging
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from pipeline.errors import FolderError, InputError, ServerError
 from pipeline.specs import Images, Probabilities, Split
 from pipeline.triton import client, repository
 from pipeline.triton.repository import Release
+from pipeline.triton.store import Store
 
 _log = logging.getLogger(__name__)
 
@@ -18,21 +20,21 @@ _SCALE = 8  # a 28x28 image is hard to see
 
 
 def infer(
-    root: Path, data_dir: Path, results: Path, *, name: str | None, url: str, count: int, seed: int | None
+    store: Store, data_dir: Path, results: Path, *, name: str | None, url: str, count: int, seed: int | None
 ) -> str:
     """A table of the answers to `count` random test images; one `predicted_<class>_<index>.png` for each.
 
     InputError where nothing is released under the name, or the data has other classes.
     """
-    name = name or repository.newest(root)
-    version = repository.live_version(root, name)
+    name = name or repository.newest(store)
+    version = repository.live_version(store, name)
     if version is None:
-        raise InputError(f"{name} is not in {root}: known: {', '.join(repository.names(root)) or 'nothing yet'}")
-    released = repository.release(root, name, version)
+        raise repository.unknown_name(store, name)
+    released = repository.release(store, name, version)
     test = _test_images(released, data_dir)
     chosen = np.random.default_rng(seed).choice(len(test), size=min(count, len(test)), replace=False)
     images = test.images(chosen)
-    probabilities, answered_by = _ask(root, name, version, url, images)
+    probabilities, answered_by = _ask(store, name, version, url, images)
     labels = released.data.labels
     lines = [f"{name} version {version}, {answered_by}", f"{'index':>6}  {'predicted':<16} {'probability':>11}  true"]
     for index, image, row in zip(chosen.tolist(), images, probabilities, strict=True):
@@ -55,17 +57,23 @@ def _test_images(released: Release, data_dir: Path) -> Split:
     return entry.load(options).test
 
 
-def _ask(root: Path, name: str, version: int, url: str, images: Images) -> tuple[Probabilities, str]:
+def _ask(store: Store, name: str, version: int, url: str, images: Images) -> tuple[Probabilities, str]:
     try:
         return client.classify_http(url, name, images), f"answered by the server at {url}"
     except ServerError as error:
         _log.debug("no server: %s", error)
-    repository.verify_version(root, name, version)
-    file = root / name / str(version) / "model.onnx"
-    if not file.exists():
-        raise InputError(f"{file} is missing and no server answers at {url}: start bin/serve, then ask again")
-    run = registry.file_format("onnx").open(file, lambda: None)  # type: ignore[arg-type,return-value]
-    return run(images), f"answered by {file}, as no server serves it at {url}"
+    repository.verify_version(store, name, version)
+    path = f"{name}/{version}/model.onnx"
+    with tempfile.NamedTemporaryFile() as file:
+        try:
+            file.write(store.read(path))
+        except FileNotFoundError:
+            raise InputError(
+                f"{store.location}/{path} is missing and no server answers at {url}: start bin/serve, then ask again"
+            ) from None
+        file.flush()
+        run = registry.file_format("onnx").open(Path(file.name), lambda: None)  # type: ignore[arg-type,return-value]
+    return run(images), f"answered by {store.location}/{path}, as no server serves it at {url}"
 
 
 def _draw(image: Images, path: Path) -> None:

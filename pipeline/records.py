@@ -26,9 +26,15 @@ class Record(BaseModel):
     def load(cls, path: Path) -> Self:
         """Read a record back; InputError where the file is missing, cut off or of another shape."""
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.parse(path.read_bytes(), str(path))
         except FileNotFoundError:
             raise InputError(f"{path} is missing: expected a {cls.__name__} record; run the stage before") from None
+
+    @classmethod
+    def parse(cls, content: bytes, path: str) -> Self:
+        """Read a record back from its JSON; InputError, which names the path, where it has another shape."""
+        try:
+            return cls.model_validate_json(content)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
@@ -308,7 +314,14 @@ class Validated(Record):
 
 
 class Published(Record):
+    """`previous` is the version that was live before; where this one is not live now, a higher one that stayed so.
+
+    `new` is false of a version that was there already, and was left as it was.
+    """
+
     name: str
     version: int
     previous: int | None
     repository: str
+    live: bool = True
+    new: bool = True

@@ -31,9 +31,10 @@ def command(
 ) -> None:
     """Classify random test images by a running server or, where there is none, by the released file."""
     from pipeline import inference, settings
+    from pipeline.triton.store import open_store
 
     answers = inference.infer(
-        settings.folder(model_repository, "model_repository"),
+        open_store(settings.model_repository(model_repository)),
         settings.folder(data_dir, "data_dir"),
         Path(results_dir),
         name=name,

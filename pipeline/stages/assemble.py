@@ -8,6 +8,7 @@ from pipeline.records import Assembled, Carded, DataInfo, Exported, Format
 from pipeline.runfolder import RunFolder
 from pipeline.specs import MAX_BATCH_SIZE
 from pipeline.triton import model_config, repository
+from pipeline.triton.store import open_store
 
 # The names that Triton's backends look for.
 _FILES: dict[Format, str] = {"onnx": "model.onnx", "torchscript": "model.pt", "pytorch": "model.pth"}
@@ -19,7 +20,7 @@ def assemble(config: RunConfig, data: DataInfo, exported: Exported, carded: Card
     The number is the one that a publish would take now; it may take another.
     """
     name, root = config.release_name, folder.candidate
-    number = repository.next_version(config.model_repository, name)
+    number = repository.next_version(open_store(config.model_repository), name)
     root.mkdir(exist_ok=True)
     for earlier in root.iterdir():  # the folder itself stays: a server is starting on it
         shutil.rmtree(earlier)
@@ -39,7 +40,7 @@ def assemble(config: RunConfig, data: DataInfo, exported: Exported, carded: Card
         max_batch_size=MAX_BATCH_SIZE,
     )
     (version / repository.CONFIG).write_text(model_config.to_text(own), encoding="utf-8")
-    (root / name / repository.CONFIG).write_text(repository.live_config(version, number), encoding="utf-8")
+    (root / name / repository.CONFIG).write_text(repository.pointing_config(own, number), encoding="utf-8")
     return Assembled(
         name=name,
         version=number,
