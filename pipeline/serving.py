@@ -108,8 +108,6 @@ def _states(triton: Server) -> dict[str, str]:
         if state in ("READY", "LOADING"):
             found[f"{name} version {version}"] = state.lower()
         elif state == "UNAVAILABLE" and reason != "unloaded":
-            # What follows is where in a backend's code it was.
-            short = " ".join(reason.partition("\n\nAt:\n")[0].split())
-            found[f"{name} version {version}"] = f"refused: {short}"
+            found[f"{name} version {version}"] = f"refused: {reason}"
     # The index does not say why a model has no version at all.
     return found | {name: f"refused: {reason}" for name, reason in triton.log.models_not_tried().items()}

@@ -50,13 +50,14 @@ def classify_grpc(url: str, model: str, images: Images, version: int | None = No
     return _ask(grpc, lambda: grpc.InferenceServerClient(url), model, images, version)
 
 
-def top_labels(url: str, model: str, images: Images) -> list[str]:
-    """The label that the server gives each image, by Triton's classification extension."""
+def top_labels(url: str, model: str, images: Images, version: int | None = None) -> list[str]:
+    """The label that the server gives each image, by Triton's classification extension; as `Classify`."""
     from tritonclient import http
 
     with _server(url), http.InferenceServerClient(url, network_timeout=_TIMEOUT_SECONDS) as client:
         output = http.InferRequestedOutput(OUTPUT, class_count=1)
-        answer = client.infer(model, [_input(http, images)], outputs=[output]).as_numpy(OUTPUT)
+        asked = client.infer(model, [_input(http, images)], outputs=[output], model_version=str(version or ""))
+        answer = asked.as_numpy(OUTPUT)
     # Each entry is "<value>:<index>:<label>".
     return [entry.decode().split(":", 2)[2] for entry in answer.ravel()]
 
@@ -76,7 +77,7 @@ def models(url: str) -> list[ModelState]:
     with _server(url), http.InferenceServerClient(url, network_timeout=_TIMEOUT_SECONDS) as client:
         index = client.get_model_repository_index()
     return [
-        ModelState(entry["name"], entry.get("version", ""), entry.get("state", ""), entry.get("reason", ""))
+        ModelState(entry["name"], entry.get("version", ""), entry.get("state", ""), _short(entry.get("reason", "")))
         for entry in index
     ]
 
@@ -103,6 +104,11 @@ def _server(what: str) -> Iterator[None]:
     try:
         yield
     except InferenceServerException as error:
-        raise ServerError(f"the server refused a request for {what}: {error.message()}") from None
+        raise ServerError(f"the server refused a request for {what}: {_short(error.message())}") from None
     except (OSError, HTTPException) as error:  # the second where the server goes before it has answered
         raise ServerError(f"no Triton server answers for {what} ({error}): start bin/serve") from None
+
+
+def _short(reason: str) -> str:
+    """Without the lines that say where in a backend's code it was."""
+    return " ".join(reason.partition("\n\nAt:\n")[0].split())
