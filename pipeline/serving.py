@@ -64,7 +64,7 @@ def choose(engine: Engine, image: str, memory: str | None, cpus: float | None) -
             return Container(container.find(image), image, memory, cpus)
         except ServerError as error:
             if engine == "docker":
-                raise
+                raise ServerError(f"{error}; or use --engine embedded") from None
             _log.debug("embedded, as %s", error)
     if memory or cpus:
         raise InputError(

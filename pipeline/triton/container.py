@@ -57,15 +57,15 @@ class Container:
 
 
 def find(image: str) -> str:
-    """The program of the engine that has the image; ServerError says what to do where none has."""
+    """The program of the engine that has the image; ServerError says why there is none."""
     reasons = {}
     for engine in filter(shutil.which, ENGINES):
         reasons[engine] = lacks(engine, image)
         if reasons[engine] is None:
             return engine
     if not reasons:
-        raise ServerError("no container engine is installed: install Docker or Podman, or use --engine embedded")
-    raise ServerError(f"{'; '.join(filter(None, reasons.values()))}; or use --engine embedded")
+        raise ServerError("no container engine is installed: install Docker or Podman")
+    raise ServerError("; ".join(filter(None, reasons.values())))
 
 
 def lacks(engine: str, image: str) -> str | None:
