@@ -106,11 +106,9 @@ def _answers(answer: Callable[..., "Record"], then: Callable[[Any], None] = lamb
 
 def _demand_sound(verification: "Verification") -> None:
     if verification.problems:
-        first = verification.problems[0]
-        raise InputError(
-            f"{len(verification.problems)} problems in {verification.repository}, the first of {first.name}: "
-            f"{first.problem}"
-        )
+        first, *more = verification.problems
+        others = f"; and {len(more)} more" if more else ""
+        raise InputError(f"{verification.repository} is not as it was released: {first.name}: {first.problem}{others}")
 
 
 @command.command("list", context_settings=CONTEXT)

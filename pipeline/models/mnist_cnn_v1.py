@@ -1,15 +1,16 @@
-"""A small fast convolutional network: a strided stem, three convolutions, one linear layer (66,426 parameters)."""
+"""A small fast convolutional network: a fixed stem, three convolutions, one linear layer (68,898 parameters)."""
 
 from pipeline.config import Recipe
-from pipeline.models._cnn import RECIPE, Cnn
+from pipeline.models._cnn import RECIPE, Block, Cnn
 from pipeline.models._cnn import REFERENCE as REFERENCE
 from pipeline.models._cnn import accepts as accepts
 from pipeline.specs import Classifier
 
 TITLE = "Small convolutional network"
 DESCRIPTION = (
-    "A 5x5 stem with stride 2 to 16 channels, then 3x3 convolutions to 32, 64 and 64 channels with two max "
-    "poolings in between, each followed by batch normalisation and ReLU, and one linear layer."
+    "A fixed 5x5 stem with stride 2 (12 patterns of the cosine transform and their negatives), then 3x3 convolutions "
+    "to 32, 64 and 64 channels with max pooling after the first, each followed by batch normalisation and ReLU, and "
+    "one linear layer."
 )
 
 _BY_DATASET = {
@@ -22,7 +23,7 @@ _BY_DATASET = {
 
 
 def build(shape: tuple[int, int, int], classes: int) -> Classifier:
-    return Cnn(shape, classes, stem=16, blocks=((32, True), (64, False), (64, True)))
+    return Cnn(shape, classes, patterns=12, blocks=(Block(32, pool=True, padding=0), Block(64), Block(64, padding=0)))
 
 
 def recipe(dataset_id: str) -> Recipe:

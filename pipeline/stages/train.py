@@ -14,7 +14,7 @@ from pipeline.records import DataInfo, Layer, Trained
 from pipeline.runfolder import RunFolder
 from pipeline.served import Served, build_network
 from pipeline.specs import Prepared
-from pipeline.training import checkpoint, device, tensorboard
+from pipeline.training import checkpoint, device, host, tensorboard
 from pipeline.training.batches import Normalise
 from pipeline.training.engine import Engine
 from pipeline.training.group import ALONE, Group
@@ -35,8 +35,7 @@ def train(prepared: Prepared, config: RunConfig, folder: RunFolder, group: Group
     or one of another run; NonFiniteLossError where the loss is no longer a number; InputError where the
     processes were not given the same run; WorkerError where one is lost.
     """
-    # Denormal numbers are slow on CPUs and say nothing here.
-    torch.set_flush_denormal(True)
+    host.set_up()
     data = prepared.info
     network = build_network(config.train.model_id, data, config.train.seed)
     layers = _layers(network, data)

@@ -39,7 +39,8 @@ def verify(store: Store, name: str | None = None, version: int | None = None) ->
     problems: list[Problem] = []
     count = 0
     for one in names if name is None else [name]:
-        known = [number for number in repository.versions(store, one) if number not in _unfinished(store, one)]
+        unfinished = _unfinished(store, one)
+        known = [number for number in repository.versions(store, one) if number not in unfinished]
         numbers = known if version is None else [version]
         count += len(numbers)
         problems += [
@@ -49,7 +50,7 @@ def verify(store: Store, name: str | None = None, version: int | None = None) ->
             texts = (
                 *_about_config(store, one, known, history.promotions(events, one)),
                 *_against_history(one, known, events),
-                *_strays(store, one),
+                *_strays(store, one, unfinished),
             )
             problems += [Problem(name=one, version=None, problem=text) for text in texts]
     return Verification(repository=store.location, versions=count, problems=tuple(problems))
@@ -104,8 +105,10 @@ def _against_history(name: str, known: list[int], events: list[Event]) -> Iterat
         yield f"version {version} was retired and is there: remove its folder"
 
 
-def _strays(store: Store, name: str) -> Iterator[str]:
-    """What makes Triton load a model again whenever it changes."""
+def _strays(store: Store, name: str, unfinished: set[int]) -> Iterator[str]:
+    """What Triton takes for a model, or what makes it load one again whenever it changes."""
+    if not unfinished and not repository.versions(store, name):
+        yield "is a folder with no version in it: remove it"
     files = {path for path in store.files(name) if "/" not in path} - {repository.CONFIG}
     folders = {folder for folder in store.folders(name) if not folder.isdecimal()}
     for stray in sorted(files | folders):
