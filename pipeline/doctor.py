@@ -143,7 +143,7 @@ def _data(place: Place) -> _Found:
 
 def _disk(place: Place) -> _Found:
     """Of each file system that a run writes to."""
-    free = {}
+    free: dict[int, tuple[Path, int]] = {}
     local = [] if "://" in place.repository else [Path(place.repository)]
     for path in (Path.cwd(), place.data_dir.absolute(), *(path.absolute() for path in local), _temporary()):
         existing = next(folder for folder in (path, *path.parents) if folder.exists())

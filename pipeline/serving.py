@@ -6,12 +6,14 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
+from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import FolderError, InputError, ServerError
 from pipeline.triton import client, container, server
 from pipeline.triton.container import Container
 from pipeline.triton.server import Server, ServerOptions
+from pipeline.triton.store import open_store
 
 _log = logging.getLogger(__name__)
 
@@ -24,8 +26,12 @@ def serve(options: ServerOptions, in_container: Container | None, ready_seconds:
 
     The server must be ready within `ready_seconds`: each of its models then answers or was refused.
     """
-    repository = options.repository
-    if not repository.is_dir():
+    repository = str(options.repository)
+    if "://" in repository:
+        # Triton would say less of what is wrong there, or wait for ever.
+        if not open_store(repository).folders():
+            raise FolderError(f"{repository} holds no models: release one by bin/train, or name --model-repository")
+    elif not Path(repository).is_dir():
         raise FolderError(f"{repository} is not a folder: release a model by bin/train, or name --model-repository")
     if options.control == "explicit" and not _is_loopback(options.host):
         # A load request may carry files, and so code.

@@ -23,6 +23,7 @@ from test_triton_server import MATRIX, add_version, expected, images, onnx_model
 from pipeline.errors import InputError, ServerError
 from pipeline.serving import choose
 from pipeline.triton import client, container
+from pipeline.triton.server import ServerOptions
 
 FREE_PORTS = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
 
@@ -200,6 +201,19 @@ def test_the_stock_image_answers_and_ends_with_serve(
     assert {"--model-control-mode=poll", "--exit-on-error=false", "--disable-auto-complete-config"} < set(command)
     removed = [["rm", "--force", name.removeprefix("--name=")]]
     assert asked()[2:] == (removed if how == signal.SIGTERM else [])
+
+
+def test_a_container_reads_from_an_object_store_with_our_credentials_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
+    options = ServerOptions("s3://bucket/models", None, "poll", False)
+    flags = container._flags(
+        options,
+        container.Container("docker", "image"),
+        "name",
+        {"--http-port": 1, "--grpc-port": 2, "--metrics-port": 3},
+    )
+    assert "--env=AWS_SECRET_ACCESS_KEY" in flags
+    assert not any("hidden" in flag or "--mount" in flag for flag in flags)
 
 
 def life_line(command: str) -> subprocess.Popen[str]:

@@ -73,7 +73,7 @@ def command(
 
     serving.serve(
         ServerOptions(
-            repository=settings.folder(model_repository, "model_repository"),
+            repository=settings.model_repository(model_repository),
             log_file=Path(log_file) if log_file else None,
             control=control,
             # One bad model must not keep the others from being served.

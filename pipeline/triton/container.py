@@ -94,7 +94,8 @@ def running(options: ServerOptions, container: Container) -> Iterator[Server]:
     chosen = choose_ports(options)
     name = f"zoo-triton-{os.getpid()}"
     command = [container.engine, "run", *_flags(options, container, name, chosen), container.image]
-    command += ["sh", "-c", _LIFE_LINE, "sh", "tritonserver", *arguments(options, _MOUNT, "0.0.0.0", _PORTS)]
+    repository = _MOUNT if options.local_repository else str(options.repository)
+    command += ["sh", "-c", _LIFE_LINE, "sh", "tritonserver", *arguments(options, repository, "0.0.0.0", _PORTS)]
     try:
         with started(command, dict(os.environ), options, chosen) as server:
             yield server
@@ -105,7 +106,6 @@ def running(options: ServerOptions, container: Container) -> Iterator[Server]:
 
 def _flags(options: ServerOptions, container: Container, name: str, chosen: dict[str, int]) -> list[str]:
     address = socket.gethostbyname(options.host)
-    source = str(options.repository.resolve()).replace('"', '""')
     flags = [
         f"--name={name}",
         "--rm",
@@ -115,9 +115,13 @@ def _flags(options: ServerOptions, container: Container, name: str, chosen: dict
         f"--user={_USER}",
         "--cap-drop=ALL",
         "--security-opt=no-new-privileges",
-        f'--mount=type=bind,"source={source}",target={_MOUNT},readonly',
         *(f"--publish={address}:{chosen[flag]}:{port}" for flag, port in _PORTS.items()),
     ]
+    if options.local_repository:
+        source = options.local_repository.replace('"', '""')
+        flags.append(f'--mount=type=bind,"source={source}",target={_MOUNT},readonly')
+    else:  # the engine takes the values from our environment, so that no list of processes shows them
+        flags += [f"--env={name}" for name in sorted(os.environ) if name.startswith("AWS_")]
     if container.memory:
         flags.append(f"--memory={container.memory}")
     if container.cpus:

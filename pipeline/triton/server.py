@@ -40,13 +40,14 @@ _SECONDS_TO_END = 5
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """What to serve and where. A port of 0 means a free one; `load` is for explicit control only.
+    """What to serve and where: a folder, or s3://..., which Triton reads itself. `load` is for explicit control only.
 
+    A port of 0 means a free one.
     Without a `log_file` the log has no name and ends with the server. At that end, requests that run
     may go on for `drain_seconds`; 0 kills the server at once.
     """
 
-    repository: Path
+    repository: Path | str
     log_file: Path | None
     control: Literal["poll", "explicit"]
     exit_on_error: bool
@@ -57,6 +58,11 @@ class ServerOptions:
     poll_seconds: int = 1
     drain_seconds: int = 5
     load: tuple[str, ...] = ()
+
+    @property
+    def local_repository(self) -> str | None:
+        """The folder's path, or None where it is no folder."""
+        return None if "://" in str(self.repository) else str(Path(self.repository).resolve())
 
 
 @dataclass(frozen=True)
@@ -152,7 +158,7 @@ def running(options: ServerOptions) -> Iterator[Server]:
     command = [sys.executable, "-I", "-S", guard.__file__]
     folders = [tempfile.gettempdir(), TRITON / "backends" / "python", STUB, PACKAGE / "backends"]
     command += map(str, [*folders, options.drain_seconds, BINARY])
-    command += arguments(options, str(options.repository.resolve()), options.host, chosen)
+    command += arguments(options, options.local_repository or str(options.repository), options.host, chosen)
     with started(command, _environment(), options, chosen) as server:
         yield server
 
