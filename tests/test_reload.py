@@ -11,7 +11,7 @@ from conftest import run_command, wait_until
 from test_serve import Serving, serving
 from test_triton_server import MATRIX, add_version, expected, images, onnx_model
 
-from pipeline.errors import ReloadError, ServerError
+from pipeline.errors import InputError, ReloadError, ServerError
 from pipeline.records import Published
 from pipeline.triton import client, golden, publishing, reload, repository, switching
 from pipeline.triton.store import Store, open_store
@@ -127,11 +127,16 @@ def test_who_is_interrupted_goes_back(zoo: Zoo, served: Serving, monkeypatch: py
     wait_until(lambda: is_answered_by(url, MATRIX), 10, "version 1 answers")
 
 
-def test_nothing_is_changed_for_a_server_that_is_not_there(zoo: Zoo) -> None:
+def test_nothing_is_changed_for_a_server_that_is_not_there_or_polls(zoo: Zoo) -> None:
     zoo.publish(MATRIX)
     before = zoo.store.events()
     with pytest.raises(ServerError, match="no Triton server answers"):
         reload.switch(zoo.store, ("127.0.0.1:1",), partial(zoo.publish, OTHER), go_back(zoo))
+    with (
+        serving(Path(zoo.location), "--engine", "embedded") as started,
+        pytest.raises(InputError, match="polls its repository"),
+    ):
+        reload.switch(zoo.store, (started.urls[0],), partial(zoo.publish, OTHER), go_back(zoo))
     assert zoo.store.events() == before
     assert zoo.live == 1
 

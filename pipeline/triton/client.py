@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from pipeline.errors import ServerError
+from pipeline.errors import InputError, ServerError
 from pipeline.triton.model_config import INPUT_NAME as INPUT
 from pipeline.triton.model_config import OUTPUT_NAME as OUTPUT
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pipeline.specs import Images, Probabilities
 
 _TIMEOUT_SECONDS = 60.0
+_NO_NAME = "-"  # no model is released under it
 
 
 class Classify(Protocol):
@@ -68,6 +69,19 @@ def load_model(url: str, model: str) -> None:
 
     with _server(model), http.InferenceServerClient(url, network_timeout=_TIMEOUT_SECONDS) as client:
         client.load_model(model)
+
+
+def demand_explicit_control(url: str) -> None:
+    """InputError where the server polls its repository, and so takes no such request; ServerError where none is."""
+    models(url)
+    try:
+        load_model(url, _NO_NAME)
+    except ServerError as error:
+        if "polling is enabled" in str(error):
+            raise InputError(
+                f"the server at {url} polls its repository, and takes up a version by itself: leave out --reload, or "
+                "start it by bin/serve --control explicit"
+            ) from None
 
 
 def models(url: str) -> list[ModelState]:

@@ -30,11 +30,11 @@ def switch(store: Store, urls: tuple[str, ...], change: Callable[[], S], back: C
     """Make the change, and have each server load and prove what is live then.
 
     Where one fails, or we are interrupted, `back` undoes the change and all servers are told again; without it the
-    change stays. ServerError where a server is not there, before anything is changed; ReloadError says what failed
-    and what is live now.
+    change stays. Before anything is changed, ServerError where a server is not there and InputError where it polls;
+    then ReloadError says what failed and what is live now.
     """
     for url in urls:
-        client.models(url)
+        client.demand_explicit_control(url)
     switched = change()
     try:
         for url in urls:
