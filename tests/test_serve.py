@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import assert_nothing_left, environment, processes, run_command, start_command, wait_until
+from conftest import ROOT, assert_nothing_left, environment, processes, run_command, start_command, wait_until
 from test_triton_server import MATRIX, add_version, expected, images, onnx_model, point_at
 
 from pipeline.errors import InputError, ServerError
@@ -337,6 +337,12 @@ def test_a_server_that_is_not_ready_in_time_is_given_up(models: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 4
     assert "not live in time" in done.stderr
+
+
+def test_the_guides_name_the_pinned_image() -> None:
+    for guide in ("README.md", "doc/Operations.md"):
+        named = re.findall(r"nvcr\.io/nvidia/tritonserver:\d\S*", (ROOT / guide).read_text(encoding="utf-8"))
+        assert set(named) == {container.IMAGE}, guide
 
 
 def test_serve_loads_no_torch() -> None:
