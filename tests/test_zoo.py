@@ -334,7 +334,7 @@ def test_a_release_that_is_said_to_be_torchscript_is_code(root: Path, tmp_path: 
     content["gated"]["served_format"] = "torchscript"
     publishing.publish_version(FileStore(root), NAME, candidate.source, json.dumps(content).encode())
     there = FileStore(tmp_path / "there")
-    with pytest.raises(InputError, match="'torchscript'.*--trust"):
+    with pytest.raises(InputError, match=r"'torchscript'.*--trust"):
         transfer.copy(FileStore(root), there, NAME, 1, trust=False)
     assert transfer.copy(FileStore(root), there, NAME, 1, trust=True).live
 
