@@ -135,7 +135,7 @@ def _plain(*names: str, kind: Any, text: str) -> Option:
 model_repository = cloup.option(
     "--model-repository",
     metavar="DIR",
-    help="Triton model repository [env: MODEL_REPOSITORY; default: ./model_repository]",
+    help="Triton model repository, a folder or s3://bucket/prefix [env: MODEL_REPOSITORY; default: ./model_repository]",
 )
 data_dir = cloup.option(
     "--data-dir", metavar="DIR", help="Where the data lies, or is fetched to [env: DATA_DIR; default: ./data]"

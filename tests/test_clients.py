@@ -200,25 +200,27 @@ def test_what_was_altered_is_not_measured(released: Workplace, tmp_path: Path) -
 def test_what_cannot_be_measured_is_said(released: Workplace, server: Server, tmp_path: Path) -> None:
     root, url = released.repository, server.http_url
     for named, message in (
-        ({"target": "nope"}, f"nope is not in {root}: known: {NAME}"),
-        ({"target": f"{NAME}:7"}, f"{NAME} version 7 is not in {root}: known: 1"),
-        ({"target": "../nope"}, "names no release: expected NAME or NAME:VERSION"),
-        ({"target": f"{NAME}:x"}, "names no release"),
-        ({"target": f"{NAME}:0"}, "names no release"),
+        ({"target": Named("nope", None)}, f"nope is not in {root}: known: {NAME}"),
+        ({"target": Named(NAME, 7)}, f"{NAME} has no version 7: known: 1"),
         ({"dataset_id": "cifar10_v1"}, "name another --dataset-id"),
         ({"dataset_id": "emnist_balanced_v1"}, "in 10 classes, and emnist_balanced_v1 has"),
         ({"dataset_id": "fashion_mnist_v1"}, "are not those of"),
         ({"run": tmp_path / "nope"}, "give --run the output folder"),
         ({"url": "https://here:8000"}, "is no server's address: expected host:port"),
-        ({"url": url, "target": "doubling"}, "expected image UINT8 [N, C, H, W]"),
+        ({"url": url, "target": Named("doubling", None)}, "expected image UINT8 [N, C, H, W]"),
         ({"url": "8000"}, "is no server's address"),
         ({"url": "here:port"}, "is no server's address"),
     ):
         with pytest.raises(InputError, match=re.escape(message)):
             evaluate(root, **named)
-    for target, address in ((NAME, NOBODY), (NAME, f"grpc://{NOBODY}"), ("nope", url), (f"{NAME}:7", url)):
+    for target, address in (
+        ((NAME, None), NOBODY),
+        ((NAME, None), f"grpc://{NOBODY}"),
+        (("nope", None), url),
+        ((NAME, 7), url),
+    ):
         with pytest.raises(ServerError):
-            evaluate(root, target=target, url=address, dataset_id="digits_v1")
+            evaluate(root, target=Named(*target), url=address, dataset_id="digits_v1")
 
 
 @pytest.fixture(scope="module")

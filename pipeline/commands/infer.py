@@ -13,7 +13,7 @@ _COUNT = 5
 
 @cloup.command("infer", context_settings=CONTEXT)
 @cloup.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE ...]")
-@cloup.option("--name", help="Released name [default: the one published last]")
+@cloup.option("--name", type=options.NAME, help="Released name [default: the one published last]")
 @options.model_repository
 @options.data_dir
 @cloup.option(
