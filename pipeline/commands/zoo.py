@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from pipeline.triton.transfer import Exported
     from pipeline.triton.verification import Verification
 
-
 _OLD_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 _json = cloup.option("--json", "as_json", is_flag=True, help="Answer as JSON, of a shape that stays")
