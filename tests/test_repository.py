@@ -44,7 +44,7 @@ from pipeline.records import (
 )
 from pipeline.runfolder import RunFolder
 from pipeline.stages.publish import ReleaseInputs, publish
-from pipeline.triton import history, model_config, publishing, repository, storage
+from pipeline.triton import history, model_config, publishing, repository, storage, switching
 from pipeline.triton.file_store import FileStore
 
 NAME = "digits"
@@ -186,7 +186,7 @@ class Candidate:
 
 def roll_back(root: Path) -> tuple[int | None, int]:
     """The versions that were live before and after."""
-    event = publishing.rollback(FileStore(root), NAME)
+    event = switching.rollback(FileStore(root), NAME)
     return event.previous, event.version
 
 
@@ -389,7 +389,7 @@ def test_roll_back_goes_back_one_version_at_a_time(root: Path, candidate: Candid
 
 def test_roll_back_of_an_unknown_name_is_refused_and_makes_nothing(root: Path) -> None:
     with pytest.raises(InputError, match="nope is not in"):
-        publishing.rollback(FileStore(root), "nope")
+        switching.rollback(FileStore(root), "nope")
     assert not root.exists()
 
 

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -457,8 +457,9 @@ class Unlocked(FileStore):
         super().__init__(root)
         self.meanwhile: Callable[[], object] | None = meanwhile
 
-    def exclusive(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        yield
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
@@ -562,7 +563,7 @@ def test_every_command(released: Workplace, tmp_path: Path) -> None:
     assert zoo("verify", cwd=tmp_path) == {"repository": "model_repository", "versions": 1, "problems": []}
     (tmp_path / "second" / RELEASED / "1" / "labels.txt").write_text("other\n")
     wrong = zoo("verify", RELEASED, "--model-repository", "second", cwd=tmp_path, status=2)
-    assert f"error: second is not as it was released: {RELEASED}: second/{RELEASED}/1/labels.txt" in wrong
+    assert f"error: second has a problem: {RELEASED}: second/{RELEASED}/1/labels.txt is not as it was" in wrong
     assert not list(tmp_path.glob(".*"))
 
 
@@ -591,6 +592,8 @@ def test_answers_for_people(released: Workplace, arguments: list[str], shown: li
         (["show", "digits:0"], "not NAME[:V]"),
         (["promote", "digits"], "as digits:3"),
         (["rollback", "nope"], "nope is not in"),
+        (["finish", "../digits"], "not NAME"),
+        (["history", "digits:1"], "leave out the version"),
         (["diff", "a:1", "b:2"], "two names"),
         (["install", "missing.tar"], "does not exist"),
     ],
