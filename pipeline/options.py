@@ -59,6 +59,13 @@ class FiniteRange(click.FloatRange):
         return number
 
 
+def size(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Lets pass what a container engine takes for a size."""
+    if value and not re.fullmatch(r"[1-9][0-9]*[bkmg]?", value):
+        raise click.BadParameter(f"{value} is not a size: expected a number and b, k, m or g, as 4g.", ctx, param)
+    return value
+
+
 class Named(NamedTuple):
     """NAME or NAME:V, as typed."""
 
@@ -108,15 +115,6 @@ class _NameType(_NamedType):
 NAME = _NameType()
 NAMED = _NamedType()
 VERSION = _VersionType()
-
-
-def size(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """Lets pass what a container engine takes for a size."""
-    if value and not re.fullmatch(r"[1-9][0-9]*[bkmg]?", value):
-        raise click.BadParameter(f"{value} is not a size: expected a number and b, k, m or g, as 4g.", ctx, param)
-    return value
-
-
 SHARE = FiniteRange(0, 1)
 POSITIVE = FiniteRange(0, min_open=True)
 NOT_NEGATIVE = FiniteRange(0)
@@ -145,7 +143,7 @@ def _plain(*names: str, kind: Any, text: str) -> Option:
 model_repository = cloup.option(
     "--model-repository",
     metavar="DIR",
-    help="Triton model repository, a folder or s3://bucket/prefix [env: MODEL_REPOSITORY; default: ./model_repository]",
+    help="Triton model repository [env: MODEL_REPOSITORY; default: ./model_repository]",
 )
 data_dir = cloup.option(
     "--data-dir", metavar="DIR", help="Where the data lies, or is fetched to [env: DATA_DIR; default: ./data]"

@@ -78,7 +78,7 @@ def test_told_to_load_it_answers_by_the_new_version_and_else_by_the_one_before(z
     url = served.urls[0]
     zoo.publish(OTHER)
     assert is_answered_by(url, MATRIX)  # nobody has told it
-    told = ("zoo", "promote", f"{NAME}:2", "--reload", url, "--model-repository", zoo.location)
+    told = ("zoo", "promote", f"{NAME}:2", "--reload", f"http://{url}", "--model-repository", zoo.location)
     done = run_command(*told, cwd=zoo.folder)
     assert done.returncode == 0, done.stderr
     assert is_answered_by(url, OTHER)
@@ -132,6 +132,8 @@ def test_nothing_is_changed_for_a_server_that_is_not_there_or_polls(zoo: Zoo) ->
     before = zoo.store.events()
     with pytest.raises(ServerError, match="no Triton server answers"):
         reload.switch(zoo.store, ("127.0.0.1:1",), partial(zoo.publish, OTHER), go_back(zoo))
+    with pytest.raises(InputError, match="expected host:port"):
+        reload.switch(zoo.store, ("grpc://127.0.0.1:1",), partial(zoo.publish, OTHER), go_back(zoo))
     with (
         serving(Path(zoo.location), "--engine", "embedded") as started,
         pytest.raises(InputError, match="polls its repository"),

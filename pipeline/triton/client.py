@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from pipeline.specs import Images, Probabilities
 
 _TIMEOUT_SECONDS = 60.0
+_NO_NAME = "-"  # no model is released under it
 # Scheme; host, which may be an IPv6 address in brackets, and port.
 _ADDRESS = re.compile(r"(?:(http|grpc)://)?((?:[\w.-]+|\[[\da-fA-F:]+\]):\d{1,5})")
-_NO_NAME = "-"  # no model is released under it
 
 
 class Classify(Protocol):
@@ -156,6 +156,14 @@ def load_model(url: str, model: str) -> None:
 
     with _server(model), http.InferenceServerClient(url, network_timeout=_TIMEOUT_SECONDS) as client:
         client.load_model(model)
+
+
+def http_address(url: str) -> str:
+    """The `host:port` of that, or of `http://host:port`; InputError where it is neither."""
+    found = _ADDRESS.fullmatch(url)
+    if not found or found[1] == "grpc":
+        raise InputError(f"{url!r} is no server's HTTP address: expected host:port or http://host:port")
+    return found[2]
 
 
 def demand_explicit_control(url: str) -> None:

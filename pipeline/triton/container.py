@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def running(options: ServerOptions, container: Container) -> Iterator[Server]:
     PortInUseError for a taken port.
     """
     chosen = choose_ports(options)
-    name = f"zoo-triton-{os.getpid()}"
+    name = f"zoo-triton-{os.getpid()}-{time.time_ns()}"
     command = [container.engine, "run", *_flags(options, container, name, chosen), container.image]
     repository = _MOUNT if options.local_repository else str(options.repository)
     command += ["sh", "-c", _LIFE_LINE, "sh", "tritonserver", *arguments(options, repository, "0.0.0.0", _PORTS)]

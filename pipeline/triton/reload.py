@@ -30,21 +30,22 @@ def switch(store: Store, urls: tuple[str, ...], change: Callable[[], S], back: C
     """Make the change, and have each server load and prove what is live then.
 
     Where one fails, or we are interrupted, `back` undoes the change and all servers are told again; without it the
-    change stays. Before anything is changed, ServerError where a server is not there and InputError where it polls;
+    change stays. Before anything is changed, ServerError where a server is not there, InputError where it polls;
     then ReloadError says what failed and what is live now.
     """
-    for url in urls:
+    servers = [client.http_address(url) for url in urls]
+    for url in servers:
         client.demand_explicit_control(url)
     switched = change()
     try:
-        for url in urls:
+        for url in servers:
             _prove(store, switched.name, url)
             _log.info("%s serves %s version %d and answers as recorded", url, switched.name, switched.version)
     except ZooError as error:
-        now = _gone_back(store, urls, switched, back)
+        now = _gone_back(store, servers, switched, back)
         raise ReloadError(f"{switched.name} version {switched.version} did not go live: {error}; {now}") from None
     except BaseException:
-        _log.info("%s", _gone_back(store, urls, switched, back))
+        _log.info("%s", _gone_back(store, servers, switched, back))
         raise
     return switched
 
@@ -64,7 +65,7 @@ def _prove(store: Store, name: str, url: str) -> None:
         raise ServerError(f"{url}: {failed}")
 
 
-def _gone_back(store: Store, urls: tuple[str, ...], switched: S, back: Callable[[S], object] | None) -> str:
+def _gone_back(store: Store, urls: list[str], switched: S, back: Callable[[S], object] | None) -> str:
     """Undo the change, as far as that can be done, and say what is so now."""
     name, version = switched.name, switched.version
     if back is None or switched.previous is None:
