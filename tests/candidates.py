@@ -18,7 +18,7 @@ from pipeline.stages.gate import gate
 from pipeline.stages.prepare import prepare
 from pipeline.stages.validate import starting_server, validate
 from pipeline.stages.verify import verify
-from pipeline.triton import repository
+from pipeline.triton import model_config, repository
 
 R = TypeVar("R", bound=Record)
 
@@ -64,6 +64,9 @@ def _validated(folder: RunFolder, alter: Callable[[Path], None] = lambda version
         assembled = assemble(_config(folder), data, exported, carded, folder)
         version = folder.candidate / assembled.name / str(assembled.version)
         alter(version)
+        own = model_config.read(version / repository.CONFIG)
+        live = version.parent / repository.CONFIG
+        live.write_text(repository.pointing_config(own, assembled.version), encoding="utf-8")
         assembled = assembled.model_copy(update={"hashes": repository.hashes(version)})
         _keep(folder, "assembled", assembled)
         _keep(folder, "validated", validate(assembled, data.labels, folder, server))
