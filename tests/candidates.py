@@ -76,8 +76,8 @@ def _validated(folder: RunFolder, alter: Callable[[Path], None] = lambda version
 def _multiply_scores(served: Served, share: float) -> None:
     last = [layer for layer in served.modules() if isinstance(layer, torch.nn.Linear)][-1]
     with torch.no_grad():
-        last.weight *= share
-        last.bias *= share
+        last.weight.mul_(share)
+        last.bias.mul_(share)
 
 
 def _config(folder: RunFolder) -> RunConfig:

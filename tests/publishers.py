@@ -62,3 +62,14 @@ def disturb(step: int, happens: Callable[[], None], *, syncs: bool = False) -> C
         os.fsync = lambda fd: changing()
     sys.addaudithook(hook)
     return lambda: count
+
+
+def count_steps(act: Callable[[], object]) -> int:
+    """How many changes of the file system an action makes; it is carried out in a child."""
+
+    def run() -> int:
+        steps = disturb(0, die)
+        act()
+        return steps()
+
+    return os.waitstatus_to_exitcode(os.waitpid(fork(run), 0)[1])

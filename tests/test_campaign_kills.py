@@ -6,22 +6,25 @@ the full counts.
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import candidates
 import pytest
 from conftest import NAME, ROOT, Workplace, environment
-from publishers import DONE, die, disturb, fork
+from publishers import DONE, count_steps, die, disturb, fork
 from service import Service, serving
 
 from pipeline import release
 from pipeline.runfolder import RunFolder
 from pipeline.triton import repository, switching, verification
+from pipeline.triton.file_store import FileStore
 
 NEW = "a-new-name"
 
@@ -29,6 +32,7 @@ NEW = "a-new-name"
 @pytest.fixture(scope="module")
 def service(released: Workplace, campaign: bool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     with serving(released.run, tmp_path_factory.mktemp("service"), clients=2, campaign=campaign) as started:
+        started.goes_live(lambda: started.publish(released.run))  # so that there is something to go back to
         yield started
 
 
@@ -54,13 +58,11 @@ def test_a_publisher_killed_at_any_moment_harms_nothing(
             was_killed = kill_command(runs[name], service.root, rng.uniform(0, 5))
             killed += was_killed
         else:
-            was_killed = kill_publishing(lambda name=name: service.publish(runs[name]), rng.uniform(0, usual))
+            was_killed = kill_publishing(partial(service.publish, runs[name]), rng.uniform(0, usual))
             killed, inside = killed + was_killed, inside + was_killed
         assert repository.live_version(service.store, name) in ((before, new) if was_killed else (new,))
         service.assert_a_new_server_serves_all()
-        begin = time.monotonic()
-        goes_on(service, name, runs[name])
-        usual = time.monotonic() - begin
+        usual = goes_on(service, name, runs[name])
     print(f"{killed} publishers killed, {inside} of them inside publish")
 
 
@@ -97,28 +99,28 @@ def kill_publishing(publish: Callable[[], int], seconds: float) -> bool:
 
 @pytest.mark.parametrize("action", ["first publish", "next publish", "rollback"])
 def test_a_publisher_killed_at_any_step_harms_nobody(
-    service: Service, runs: dict[str, Path], campaign: bool, action: str
+    service: Service, runs: dict[str, Path], tmp_path: Path, campaign: bool, action: str
 ) -> None:
     name = NEW if action == "first publish" else NAME
-    service.publish(runs[NAME])  # so that there is something to go back to
-    service.clients.wait_for(service.live, time.monotonic(), service.seconds_to_live)
 
-    def act() -> None:
+    def act(root: Path) -> None:
         if action == "rollback":
-            switching.rollback(service.store, NAME)
+            switching.rollback(FileStore(root), NAME)
         else:
-            service.publish(runs[name])
+            release.publish_run(RunFolder(runs[name]), FileStore(root))
 
-    steps = count_steps(act)
+    copy = tmp_path / "copy" / "models"
+    shutil.copytree(service.root, copy)
+    steps = count_steps(lambda: act(copy))
     assert steps > 5, "there are fewer steps than the protocol has"
-    goes_on(service, name, runs[name])
     found: set[tuple[bool, tuple[str, ...]]] = set()
-    for step in range(1, steps + 1) if campaign else random.Random(action).sample(range(1, steps + 1), 1):
+    chosen = range(1, steps + 1) if campaign else random.Random(action).sample(range(1, steps + 1), 1)
+    for step in chosen:
         before, known = repository.live_version(service.store, name), repository.versions(service.store, name)
 
         def run(step: int = step) -> int:
             disturb(step, die)
-            act()
+            act(service.root)
             return DONE
 
         assert os.WIFSIGNALED(os.waitpid(fork(run), 0)[1])
@@ -133,23 +135,19 @@ def test_a_publisher_killed_at_any_step_harms_nobody(
             found.add((live == before, new))
             service.assert_a_new_server_serves_all()
         goes_on(service, name, runs[name])
-    print(f"{action}: killed at {steps} steps, which left {len(found)} different contents")
+    print(f"{action}: killed at {len(chosen)} of {steps} steps, which left {len(found)} different contents")
 
 
-def count_steps(act: Callable[[], None]) -> int:
-    def run() -> int:
-        steps = disturb(0, die)
-        act()
-        return steps()
+def goes_on(service: Service, name: str, run: Path) -> float:
+    """After a publisher was killed the repository is sound, and the next one succeeds and leaves nothing else.
 
-    return os.waitstatus_to_exitcode(os.waitpid(fork(run), 0)[1])
-
-
-def goes_on(service: Service, name: str, run: Path) -> None:
-    """After a publisher was killed the repository is sound, and the next one succeeds and leaves nothing else."""
+    Returns the seconds that this one took.
+    """
     assert verification.verify(service.store).problems == ()
     live = repository.live_version(service.store, name)
+    begin = time.monotonic()
     published = release.publish_run(RunFolder(run), service.store)
+    seconds = time.monotonic() - begin
     assert (published.previous, published.live) == (live, True)
     if name == NEW:
         take_out(service, NEW)
@@ -157,6 +155,7 @@ def goes_on(service: Service, name: str, run: Path) -> None:
         service.clients.wait_for(published.version, time.monotonic(), service.seconds_to_live)
         switching.prune(service.store, NAME, 2)
     service.assert_sound()
+    return seconds
 
 
 def take_out(service: Service, name: str) -> None:
