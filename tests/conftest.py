@@ -60,6 +60,10 @@ class Workplace:
         return self.folder / "model_repository"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--campaign", action="store_true", help="the full counts of tests/test_campaign*.py")
+
+
 def environment() -> dict[str, str]:
     kept = {
         key: value for key, value in os.environ.items() if key not in ("DATA_DIR", "OUTPUT_DIR", "MODEL_REPOSITORY")
@@ -166,3 +170,9 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     done = run_command("train", "--dataset-id", "digits_v1", "--epochs", "6", "--output-dir", "run", cwd=folder)
     assert done.returncode == 0, done.stderr
     return Workplace(folder, done.stdout + done.stderr)
+
+
+@pytest.fixture(scope="session")
+def campaign(pytestconfig: pytest.Config) -> bool:
+    """Whether the tests of releases under load, killers and full disks run with their full counts."""
+    return bool(pytestconfig.getoption("--campaign"))

@@ -11,17 +11,16 @@ import os
 import resource
 import shutil
 import signal
-import sys
 import tempfile
 import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from publishers import DONE, NOT_REACHED, STORAGE_ERROR, die, disturb, fork, have_no_space
 
 from pipeline.config import Criterion, GateConfig, RunConfig, TrainConfig
 from pipeline.errors import FolderError, GateError, InputError, SignatureError, StorageError, VerdictError
@@ -50,10 +49,6 @@ from pipeline.triton.file_store import FileStore
 NAME = "digits"
 SHAPE = (1, 4, 4)
 LABELS = ("zero", "one", "T-shirt/top")
-
-# What changes a file system, by the name of Python's audit event; "open" counts only where it may write.
-CHANGES = {"os.mkdir", "os.rmdir", "os.remove", "os.rename", "os.utime", "os.chmod", "os.truncate"}
-WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def make_source(folder: Path, labels: tuple[str, ...] = LABELS, shape: tuple[int, int, int] = SHAPE) -> Path:
@@ -442,54 +437,11 @@ def test_check_signature_compares_with_the_live_version(root: Path, candidate: C
 
 # Publishers that are killed
 
-Mode = Literal["kill", "fail"]
-DONE, NOT_REACHED, STORAGE_ERROR, UNEXPECTED = 0, 10, 11, 12
-
 
 @pytest.fixture
 def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waiting for the disk takes most of the time, and matters only to a machine that loses its power."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-def fork(action: Callable[[], int]) -> int:
-    """Run it in a forked process, which starts at once; its process id. The status is what it returns."""
-    with warnings.catch_warnings():
-        # Libraries' idle threads do not matter to a child that only works on files.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if child:
-        return child
-    status = UNEXPECTED
-    try:
-        status = action()
-    finally:
-        os._exit(status)
-
-
-def disturb(step: int, mode: Mode) -> Callable[[], bool]:
-    """In a child: at the step-th change of the file system, before it, kill this process or fill the disk.
-
-    Returns what tells whether that step was reached.
-    """
-    count = 0
-
-    def changing() -> None:
-        nonlocal count
-        count += 1
-        if count == step:
-            if mode == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in CHANGES or (event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITES):
-            changing()
-
-    if mode == "fail":  # a disk may also say so only now, and there is no audit event for it
-        os.fsync = lambda fd: changing()
-    sys.addaudithook(hook)
-    return lambda: count >= step
 
 
 def refuse_rename_from_staging() -> None:
@@ -519,13 +471,15 @@ def other_file_system() -> Iterator[None]:
         os.rename = real_rename
 
 
-def publish_disturbed(root: Path, candidate: Candidate, step: int, mode: Mode, action: str, crossing: bool) -> int:
+def publish_disturbed(
+    root: Path, candidate: Candidate, step: int, mode: Literal["kill", "fail"], action: str, crossing: bool
+) -> int:
     """The child's wait status."""
 
     def run() -> int:
         if crossing:
             refuse_rename_from_staging()
-        reached = disturb(step, mode)
+        steps = disturb(step, die) if mode == "kill" else disturb(step, have_no_space, syncs=True)
         try:
             if action == "rollback":
                 roll_back(root)
@@ -533,7 +487,7 @@ def publish_disturbed(root: Path, candidate: Candidate, step: int, mode: Mode, a
                 candidate.publish(root)
         except StorageError:
             return STORAGE_ERROR
-        return DONE if reached() else NOT_REACHED
+        return DONE if steps() >= step else NOT_REACHED
 
     return os.waitpid(fork(run), 0)[1]
 
