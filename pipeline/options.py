@@ -290,3 +290,33 @@ BENCH_TRAINING = (
     quiet,
     debug,
 )
+
+BENCH_SERVING = (
+    cloup.option("--name", help="Released name [default: the one published last]"),
+    model_repository,
+    cloup.option("--url", metavar="HOST:PORT", help="A running server's address [default: start one]"),
+    cloup.option(
+        "--protocol",
+        type=click.Choice(("http", "grpc")),
+        default="http",
+        show_default=True,
+        help="How the server is asked",
+    ),
+    cloup.option(
+        "--concurrency",
+        type=COUNT,
+        multiple=True,
+        help="Requests at once; may be repeated [default: 1, 2, 4, 8 and 16]",
+    ),
+    cloup.option(
+        "--batch-size", type=click.IntRange(1, 128), default=1, show_default=True, help="Images in each request"
+    ),
+    cloup.option(
+        "--seconds", type=POSITIVE, default=1.0, show_default=True, help="Of each side at each concurrency in a round"
+    ),
+    cloup.option("--rounds", type=COUNT, default=5, show_default=True, help="Medians are over so many"),
+    cloup.option("--json", "json_file", type=FILE, help="Write all figures to this file"),
+    cloup.option("--plot", "plot_file", type=FILE, help="Draw throughput and p99 over concurrency into this PNG file"),
+    quiet,
+    debug,
+)

@@ -12,6 +12,7 @@ from pipeline.commands import CONTEXT, declares, train, with_console
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
+    from pipeline.benchmarks.load import Protocol
     from pipeline.config import RunConfig
 
 
@@ -40,9 +41,7 @@ def _training(
     """
     if quick and epochs:
         raise InputError("--quick trains the usual example for some steps only: leave out --quick or --epochs")
-    for file in filter(None, (json_file, plot_file)):
-        # Hours later would be too late to find that it cannot be.
-        file.parent.mkdir(parents=True, exist_ok=True)
+    _make_folders(json_file, plot_file)
 
     from pipeline.benchmarks import plot, reference, training
     from pipeline.benchmarks.table import table
@@ -61,6 +60,59 @@ def _training(
         plot.draw(result, plot_file)
     if not quiet:
         print(table(result))
+
+
+@command.command("serving", context_settings=CONTEXT)
+@declares(options.BENCH_SERVING)
+@with_console
+def _serving(
+    quiet: bool,
+    name: str | None,
+    model_repository: str | None,
+    url: str | None,
+    protocol: "Protocol",
+    concurrency: tuple[int, ...],
+    batch_size: int,
+    seconds: float,
+    rounds: int,
+    json_file: Path | None,
+    plot_file: Path | None,
+) -> None:
+    """Ask a server and ONNX Runtime in process in turns, by more and more requests at once.
+
+    \b
+    Example: bin/bench serving --plot serving.png
+    """
+    _make_folders(json_file, plot_file)
+
+    from pipeline import settings
+    from pipeline.benchmarks import serving, serving_plot
+    from pipeline.benchmarks.serving_table import table
+
+    result = serving.benchmark(
+        settings.folder(model_repository, "model_repository"),
+        name,
+        url,
+        serving.Settings(
+            protocol=protocol,
+            concurrencies=tuple(sorted(set(concurrency))) or (1, 2, 4, 8, 16),
+            batch_size=batch_size,
+            seconds=seconds,
+            rounds=rounds,
+        ),
+    )
+    if json_file:
+        result.save(json_file)
+    if plot_file:
+        serving_plot.draw(result, plot_file)
+    if not quiet:
+        print(table(result))
+
+
+def _make_folders(*files: Path | None) -> None:
+    """Hours later would be too late to find that one cannot be."""
+    for file in filter(None, files):
+        file.parent.mkdir(parents=True, exist_ok=True)
 
 
 def recipe(chosen: tuple[str, ...], dataset_id: str, data_dir: str | None) -> "RunConfig":

@@ -9,8 +9,7 @@ import ctypes
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -24,7 +23,9 @@ Array = NDArray[Any]
 Infer = Callable[[list[Array]], list[Array]]
 
 # The DLPack specification's name for a capsule whose tensor has been taken over.
-CONSUMED = b"used_dltensor"
+_CONSUMED = b"used_dltensor"
+_set_name = ctypes.pythonapi.PyCapsule_SetName
+_set_name.argtypes = (ctypes.py_object, ctypes.c_char_p)
 
 
 class Tensor(NamedTuple):
@@ -81,17 +82,11 @@ class Contract:
 
         Requests that Triton handed over together run as one batch.
         """
-        with self._busy():
+        fcntl.flock(self._lock, fcntl.LOCK_SH)  # tells the guard that requests run
+        try:
             if self.batched:
                 return self._answer_batch(requests, infer)
             return [self._respond(infer(self._arrays(request))) for request in requests]
-
-    @contextmanager
-    def _busy(self) -> Iterator[None]:
-        """Tells the guard that requests run."""
-        fcntl.flock(self._lock, fcntl.LOCK_SH)
-        try:
-            yield
         finally:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
 
@@ -106,13 +101,31 @@ class Contract:
         return responses
 
     def _arrays(self, request: Any) -> list[Array]:
-        return [np.from_dlpack(pb_utils.get_input_tensor_by_name(request, tensor.name)) for tensor in self.inputs]
+        given = {tensor.name(): tensor for tensor in request.inputs()}
+        return [np.from_dlpack(_Lent(given[tensor.name])) for tensor in self.inputs]
 
     def _respond(self, outputs: list[Array]) -> Any:
-        names = (tensor.name for tensor in self.outputs)
         return pb_utils.InferenceResponse(
-            [_triton_tensor(name, output) for name, output in zip(names, outputs, strict=True)]
+            [_triton_tensor(tensor.name, output) for tensor, output in zip(self.outputs, outputs, strict=True)]
         )
+
+
+class _Lent:
+    """A Triton tensor for numpy, which asks with arguments that the stub does not know.
+
+    The stub would refuse them, and be asked again without: each refusal costs it a long message.
+    """
+
+    __slots__ = ("_tensor",)
+
+    def __init__(self, tensor: Any) -> None:
+        self._tensor = tensor
+
+    def __dlpack__(self, **_: Any) -> Any:
+        return self._tensor.to_dlpack()
+
+    def __dlpack_device__(self) -> Any:
+        return self._tensor.__dlpack_device__()
 
 
 def refuse(reason: str) -> NoReturn:
@@ -125,5 +138,5 @@ def _triton_tensor(name: str, array: Array) -> Any:
     tensor = pb_utils.Tensor.from_dlpack(name, capsule)
     # The stub takes the tensor over but marks the capsule by another name than the specification's,
     # at which numpy's capsule complains on stderr, once per tensor.
-    ctypes.pythonapi.PyCapsule_SetName(ctypes.py_object(capsule), CONSUMED)
+    _set_name(capsule, _CONSUMED)
     return tensor
