@@ -113,8 +113,8 @@ class GateConfig(Record):
 class RunConfig(Record):
     """What one `bin/train` was asked to do.
 
-    `devices` are those that may be used, best first; `num_processes` those that train on this host. `sources` names
-    for each value where it came from.
+    `model_repository` is a folder, or where else one lies; `devices` are those that may be used, best first;
+    `num_processes` those that train on this host. `sources` names for each value where it came from.
     """
 
     train: TrainConfig
@@ -122,7 +122,7 @@ class RunConfig(Record):
     default_gates: GateConfig
     data_dir: Path
     output_dir: Path
-    model_repository: Path
+    model_repository: str
     release_name: str
     devices: tuple[Device, ...]
     export_formats: tuple[Format, ...]

@@ -15,9 +15,11 @@
     ├── RemoteError                   what another process has ended with; its exit status
     └── ServiceError              4   a server or a store failed
         ├── ServerError               Triton cannot start, stopped or did not answer
+        │   └── ReloadError               a server did not take what was to go live
         ├── PortInUseError            another process listens there
         ├── WorkerError               a training process was lost
         └── StorageError              disk full, or the repository cannot be reached
+            └── ConflictError             another publisher has changed it meanwhile
 
 The number is the exit status. A message is one line: what was wrong, what was expected, what to
 do. Only `pipeline.cli` catches these.
@@ -97,6 +99,10 @@ class ServerError(ServiceError):
     pass
 
 
+class ReloadError(ServerError):
+    pass
+
+
 class PortInUseError(ServiceError):
     pass
 
@@ -106,4 +112,8 @@ class WorkerError(ServiceError):
 
 
 class StorageError(ServiceError):
+    pass
+
+
+class ConflictError(StorageError):
     pass

@@ -4,9 +4,10 @@ Imports little: `--help` must answer at once.
 """
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import click
 import cloup
@@ -58,6 +59,62 @@ class FiniteRange(click.FloatRange):
         return number
 
 
+def size(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Lets pass what a container engine takes for a size."""
+    if value and not re.fullmatch(r"[1-9][0-9]*[bkmg]?", value):
+        raise click.BadParameter(f"{value} is not a size: expected a number and b, k, m or g, as 4g.", ctx, param)
+    return value
+
+
+class Named(NamedTuple):
+    """NAME or NAME:V, as typed."""
+
+    name: str
+    version: int | None
+
+
+class Version(NamedTuple):
+    """NAME:V, as typed."""
+
+    name: str
+    number: int
+
+
+class _NamedType(click.ParamType[Any]):
+    name = "NAME[:V]"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from pipeline.config import RELEASE_NAME
+
+        name, colon, number = value.partition(":")
+        if not RELEASE_NAME.fullmatch(name) or (colon and not (number.isdecimal() and int(number))):
+            self.fail(f"{value!r} is not {self.name}, as digits:3 for version 3 of digits.", param, ctx)
+        return Named(name, int(number) if colon else None)
+
+
+class _VersionType(_NamedType):
+    name = "NAME:V"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        name, number = super().convert(value, param, ctx)
+        if number is None:
+            self.fail(f"{value!r} is not {self.name}: name the version, as {name}:3.", param, ctx)
+        return Version(name, number)
+
+
+class _NameType(_NamedType):
+    name = "NAME"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        name, number = super().convert(value, param, ctx)
+        if number is not None:
+            self.fail(f"{value!r} is not {self.name}: leave out the version.", param, ctx)
+        return name
+
+
+NAME = _NameType()
+NAMED = _NamedType()
+VERSION = _VersionType()
 SHARE = FiniteRange(0, 1)
 POSITIVE = FiniteRange(0, min_open=True)
 NOT_NEGATIVE = FiniteRange(0)

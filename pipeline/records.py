@@ -26,9 +26,15 @@ class Record(BaseModel):
     def load(cls, path: Path) -> Self:
         """Read a record back; InputError where the file is missing, cut off or of another shape."""
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.parse(path.read_bytes(), str(path))
         except FileNotFoundError:
             raise InputError(f"{path} is missing: expected a {cls.__name__} record; run the stage before") from None
+
+    @classmethod
+    def parse(cls, content: bytes, path: str) -> Self:
+        """Read a record back from its JSON; InputError, which names the path, where it has another shape."""
+        try:
+            return cls.model_validate_json(content)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
@@ -172,6 +178,25 @@ class Evaluated(Record):
     seconds: float
 
 
+class EvalResults(Record):
+    """The content of `eval_results.json`: how well a run's network, a released version or a server answers a test set.
+
+    `accuracy` and those of the classes are shares of the test images, None for a class without one; `test_loss` is the
+    mean negative log-likelihood. `version`: None of a run. `file_sha256`: None of a server.
+    """
+
+    model: str
+    version: int | None
+    answered_by: str
+    file_sha256: str | None
+    dataset_id: str
+    data_sha256: str
+    images: int
+    test_loss: float
+    accuracy: float
+    per_class_accuracy: dict[str, float | None]
+
+
 class ExportedFile(Record):
     format: Format
     path: str
@@ -308,7 +333,14 @@ class Validated(Record):
 
 
 class Published(Record):
+    """`previous` is the version that was live before; where this one is not live now, a higher one that stayed so.
+
+    `new` is false of a version that was there already, and was left as it was.
+    """
+
     name: str
     version: int
     previous: int | None
     repository: str
+    live: bool = True
+    new: bool = True

@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeVar
 
 from pipeline import console, provenance, registry
@@ -41,6 +40,7 @@ from pipeline.stages.validate import starting_server, validate
 from pipeline.stages.verify import verify
 from pipeline.training.group import ALONE, Group
 from pipeline.triton import repository
+from pipeline.triton.store import Store, open_store
 
 _log = logging.getLogger(__name__)
 
@@ -85,8 +85,9 @@ def run(config: RunConfig, outcome: Outcome, group: Group = ALONE) -> None:
         train(_prepare(config, group), config, folder, group)
         return
     if config.publish:
-        repository.check_writable(config.model_repository)
-        repository.check_signature(config.model_repository, config.release_name, description.shape, description.labels)
+        store = open_store(config.model_repository)
+        store.check_writable()
+        repository.check_signature(store, config.release_name, description.shape, description.labels)
     with folder.open():
         console.log_to(folder.log)
         _run(config, folder, outcome, group)
@@ -156,10 +157,10 @@ def _run(config: RunConfig, folder: RunFolder, outcome: Outcome, group: Group) -
     demand_verdict(validated)
     if config.publish:
         with outcome.stage("publish"):
-            outcome.published = keep("published", publish_run(folder, config.model_repository))
+            outcome.published = keep("published", publish_run(folder, open_store(config.model_repository)))
 
 
-def publish_run(folder: RunFolder, model_repository: Path) -> Published:
+def publish_run(folder: RunFolder, store: Store, reason: str = "") -> Published:
     """Publish what a run folder holds; the server's verdict is asked for first where the run has none.
 
     InputError where the run did not get as far as `assemble`.
@@ -182,7 +183,7 @@ def publish_run(folder: RunFolder, model_repository: Path) -> Published:
         benchmarked=Benchmarked.load(folder.record("benchmarked")),
     )
     validated = Validated.load(folder.record("validated"))
-    return publish(assembled, gated, validated, inputs, folder, model_repository)
+    return publish(assembled, gated, validated, inputs, folder, store, reason)
 
 
 def demand_gates(gated: Gated) -> None:

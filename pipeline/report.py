@@ -2,8 +2,8 @@
 
 import logging
 
+from pipeline import zoo_report
 from pipeline.config import RunConfig
-from pipeline.records import Published
 from pipeline.release import Outcome
 
 _log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def end(outcome: Outcome) -> str:
         lines.append(f"  measured    PyTorch: accuracy {outcome.evaluated.metrics.accuracy:.2%}")
     lines.append(f"  run         {outcome.config.output_dir}")
     if outcome.published:
-        lines.append(published_lines(outcome.published))
+        lines.append(zoo_report.published(outcome.published))
     elif outcome.validated and outcome.validated.passed:
         lines.append(f"  publish     bin/zoo publish --run {outcome.config.output_dir}")
     lines.append("  seconds     " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in outcome.seconds.items()))
@@ -51,17 +51,6 @@ def end(outcome: Outcome) -> str:
             "  note        trained on the embedded digits_v1: MNIST was neither at hand nor to be fetched; "
             "give its folder by --data-dir"
         )
-    return "\n".join(lines)
-
-
-def published_lines(published: Published) -> str:
-    lines = [
-        f"  version     {published.name} version {published.version}, live in {published.repository}",
-        f"  serve       bin/serve --model-repository {published.repository}",
-        f"  ask         bin/infer --name {published.name} --model-repository {published.repository}",
-    ]
-    if published.previous is not None:
-        lines.append(f"  roll back   bin/zoo rollback {published.name} --model-repository {published.repository}")
     return "\n".join(lines)
 
 

@@ -80,7 +80,7 @@ def configure(flags: Mapping[str, Any], dataset_id: str, *, fallback: bool, star
         output_dir=_path(values["output_dir"])
         if plain["output_dir"]
         else Path(time.strftime("output_%Y%m%d_%H%M%S", started)),
-        model_repository=_path(values["model_repository"]),
+        model_repository=_location(values["model_repository"]),
         release_name=_release_name(flags["release_name"], f"{flags['model_id']}-{data.release_name or dataset_id}"),
         devices=_devices(flags, train.trainer),
         num_processes=_num_processes(flags["num_processes"], train),
@@ -110,6 +110,17 @@ def _id_sources(flags: Mapping[str, Any], fallback: bool) -> dict[str, Source]:
 def folder(given: str | None, name: str) -> Path:
     """The folder that `name` stands for: flag, environment, .env, default."""
     return _path(resolve({name: given}, {}, {name: DEFAULTS[name]}, read_dotenv(Path(".env")))[name])
+
+
+def model_repository(given: str | None) -> str:
+    """Where the model repository lies: flag, environment, .env, default."""
+    name = "model_repository"
+    return _location(resolve({name: given}, {}, {name: DEFAULTS[name]}, read_dotenv(Path(".env")))[name])
+
+
+def _location(value: Value) -> str:
+    location = str(value.value)
+    return location if "://" in location else str(_path(value))
 
 
 def _path(value: Value) -> Path:

@@ -16,6 +16,8 @@ from pipeline.config import Criterion, TrainConfig
 
 # A shell may have started the tests in the background, where Ctrl-C is ignored, and processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Tests run side by side, and threads of several trainings would wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).parent.parent
 NAME = "mnist_cnn_v1-digits_v1"
@@ -56,6 +58,10 @@ class Workplace:
     @property
     def repository(self) -> Path:
         return self.folder / "model_repository"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--campaign", action="store_true", help="the full counts of tests/test_campaign*.py")
 
 
 def environment() -> dict[str, str]:
@@ -164,3 +170,9 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     done = run_command("train", "--dataset-id", "digits_v1", "--epochs", "6", "--output-dir", "run", cwd=folder)
     assert done.returncode == 0, done.stderr
     return Workplace(folder, done.stdout + done.stderr)
+
+
+@pytest.fixture(scope="session")
+def campaign(pytestconfig: pytest.Config) -> bool:
+    """Whether the tests of releases under load, killers and full disks run with their full counts."""
+    return bool(pytestconfig.getoption("--campaign"))

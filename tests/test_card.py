@@ -142,7 +142,7 @@ def make_config(gates: GateConfig, epochs: int) -> RunConfig:
         default_gates=DEFAULT_GATES,
         data_dir=Path("data"),
         output_dir=Path("output"),
-        model_repository=Path("repository"),
+        model_repository="repository",
         release_name="mnist_cnn_v1-digits_v1",
         devices=("cpu",),
         export_formats=FORMATS,

@@ -32,6 +32,7 @@ from pipeline.records import Carded, DataInfo, Exported
 from pipeline.runfolder import RunFolder
 from pipeline.stages.assemble import assemble
 from pipeline.triton import client, repository, storage
+from pipeline.triton.file_store import FileStore
 
 RUN_FILES = [
     "pipeline.log",
@@ -80,10 +81,10 @@ def test_run_folder_holds_what_the_specification_lists(released: Workplace) -> N
 
 
 def test_the_version_is_complete_live_and_unaltered(released: Workplace) -> None:
-    assert repository.names(released.repository) == [NAME]
-    assert repository.live_version(released.repository, NAME) == 1
-    repository.verify_version(released.repository, NAME, 1)
-    release = repository.release(released.repository, NAME, 1)
+    assert repository.names(FileStore(released.repository)) == [NAME]
+    assert repository.live_version(FileStore(released.repository), NAME) == 1
+    repository.verify_version(FileStore(released.repository), NAME, 1)
+    release = repository.release(FileStore(released.repository), NAME, 1)
     assert release.gated.passed
     assert release.validated.passed
     assert release.validated.server.startswith("Triton 2.")
@@ -230,8 +231,8 @@ def test_killed_at_one_stage_after_another_the_same_command_ends_well(tmp_path: 
     assert [path.name for path in root.iterdir()] == [".lock"]
     done = run_command(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert repository.live_version(root, NAME) == 1
-    repository.verify_version(root, NAME, 1)
+    assert repository.live_version(FileStore(root), NAME) == 1
+    repository.verify_version(FileStore(root), NAME, 1)
     assert sorted(path.name for path in root.iterdir()) == [".lock", "history.jsonl", NAME]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model_repository", "run", "tmp"]
     assert list((tmp_path / "run").rglob("*.tmp")) == []
@@ -249,10 +250,10 @@ def test_two_at_once_are_both_released_while_the_usual_ports_are_taken(workplace
         ]
         outputs = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
-    assert repository.versions(workplace.repository, NAME) == [1, 2, 3]
-    assert repository.live_version(workplace.repository, NAME) == 3
+    assert repository.versions(FileStore(workplace.repository), NAME) == [1, 2, 3]
+    assert repository.live_version(FileStore(workplace.repository), NAME) == 3
     for version in (1, 2, 3):
-        repository.verify_version(workplace.repository, NAME, version)
+        repository.verify_version(FileStore(workplace.repository), NAME, version)
     assert_nothing_left(temporary, [])
 
 

@@ -11,17 +11,16 @@ import os
 import resource
 import shutil
 import signal
-import sys
 import tempfile
 import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from publishers import DONE, NOT_REACHED, STORAGE_ERROR, die, disturb, fork, have_no_space
 
 from pipeline.config import Criterion, GateConfig, RunConfig, TrainConfig
 from pipeline.errors import FolderError, GateError, InputError, SignatureError, StorageError, VerdictError
@@ -44,15 +43,12 @@ from pipeline.records import (
 )
 from pipeline.runfolder import RunFolder
 from pipeline.stages.publish import ReleaseInputs, publish
-from pipeline.triton import history, model_config, publishing, repository, storage
+from pipeline.triton import history, model_config, publishing, repository, storage, switching
+from pipeline.triton.file_store import FileStore
 
 NAME = "digits"
 SHAPE = (1, 4, 4)
 LABELS = ("zero", "one", "T-shirt/top")
-
-# What changes a file system, by the name of Python's audit event; "open" counts only where it may write.
-CHANGES = {"os.mkdir", "os.rmdir", "os.remove", "os.rename", "os.utime", "os.chmod", "os.truncate"}
-WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def make_source(folder: Path, labels: tuple[str, ...] = LABELS, shape: tuple[int, int, int] = SHAPE) -> Path:
@@ -104,7 +100,7 @@ def _release(labels: tuple[str, ...]) -> repository.Release:
         default_gates=gates,
         data_dir=Path("data"),
         output_dir=Path("output"),
-        model_repository=Path("repository"),
+        model_repository="repository",
         release_name=NAME,
         devices=("cpu",),
         export_formats=("onnx",),
@@ -177,7 +173,16 @@ class Candidate:
         self.release_json = release_json(self.source)
 
     def publish(self, root: Path, name: str = NAME) -> tuple[int, int | None]:
-        return publishing.publish_version(root, name, self.source, self.release_json)
+        """The new version and the one that was live before."""
+        published = publishing.publish_version(FileStore(root), name, self.source, self.release_json)
+        assert published.live
+        return published.version, published.previous
+
+
+def roll_back(root: Path) -> tuple[int | None, int]:
+    """The versions that were live before and after."""
+    event = switching.rollback(FileStore(root), NAME)
+    return event.previous, event.version
 
 
 @pytest.fixture
@@ -203,40 +208,40 @@ def tree(folder: Path) -> dict[str, bytes | None]:
 
 def assert_live_is_complete(root: Path, version: int | None) -> None:
     """The live version is this one, whole, and under its own config."""
-    assert repository.live_version(root, NAME) == version
-    assert repository.names(root) == ([] if version is None else [NAME])
+    assert repository.live_version(FileStore(root), NAME) == version
+    assert repository.names(FileStore(root)) == ([] if version is None else [NAME])
     if version is not None:
-        repository.verify_version(root, NAME, version)
+        repository.verify_version(FileStore(root), NAME, version)
         live = (root / NAME / "config.pbtxt").read_text(encoding="utf-8")
-        assert live == repository.live_config(root / NAME / str(version), version)
+        assert live == repository.pointing_config(repository.own_config(FileStore(root), NAME, version), version)
 
 
 def assert_clean(root: Path) -> None:
     """Nothing of a publisher that was killed is left, and history says what became of each intent."""
-    events = history.read(root)
+    events = FileStore(root).events()
     assert history.open_intents(events) == []
     assert {path.name for path in root.parent.iterdir()} == {root.name}
     assert {path.name for path in root.iterdir()} - {".lock"} == {"history.jsonl", NAME}
     published = {event.version for event in events if event.state == "done" and event.action == "publish"}
-    assert repository.versions(root, NAME) == sorted(published)
+    assert repository.versions(FileStore(root), NAME) == sorted(published)
     assert {path.name for path in (root / NAME).iterdir()} == {"config.pbtxt", *map(str, published)}
     for version in published:
-        repository.verify_version(root, NAME, version)
+        repository.verify_version(FileStore(root), NAME, version)
 
 
 # Publishing
 
 
 def test_first_publish_makes_the_name_live(root: Path, candidate: Candidate) -> None:
-    assert repository.names(root) == []
-    assert repository.live_version(root, NAME) is None
+    assert repository.names(FileStore(root)) == []
+    assert repository.live_version(FileStore(root), NAME) is None
     assert candidate.publish(root) == (1, None)
     assert_live_is_complete(root, 1)
     assert_clean(root)
-    assert repository.release(root, NAME, 1).name == NAME
+    assert repository.release(FileStore(root), NAME, 1).name == NAME
     assert (root / NAME / "1" / "release.json").read_bytes() == candidate.release_json
     assert repository.hashes(candidate.source).items() <= repository.hashes(root / NAME / "1").items()
-    assert [event.state for event in history.read(root)] == ["intent", "done"]
+    assert [event.state for event in FileStore(root).events()] == ["intent", "done"]
     assert 'label_filename: "1/labels.txt"' in (root / NAME / "config.pbtxt").read_text(encoding="utf-8")
 
 
@@ -246,7 +251,7 @@ def test_second_publish_becomes_version_2_and_leaves_version_1_alone(root: Path,
     assert candidate.publish(root) == (2, 1)
     assert_live_is_complete(root, 2)
     assert_clean(root)
-    assert repository.versions(root, NAME) == [1, 2]
+    assert repository.versions(FileStore(root), NAME) == [1, 2]
     assert tree(root / NAME / "1") == first
 
 
@@ -302,33 +307,33 @@ def test_names_do_not_disturb_each_other(root: Path, candidate: Candidate) -> No
     candidate.publish(root, "b")
     candidate.publish(root, "a")
     assert candidate.publish(root, "b") == (2, 1)
-    assert repository.names(root) == ["a", "b"]
-    assert repository.newest(root) == "b"
-    assert repository.next_version(root, "a") == 2
-    assert repository.next_version(root, "c") == 1
+    assert repository.names(FileStore(root)) == ["a", "b"]
+    assert repository.newest(FileStore(root)) == "b"
+    assert repository.next_version(FileStore(root), "a") == 2
+    assert repository.next_version(FileStore(root), "c") == 1
 
 
 def test_newest_of_an_empty_repository_is_refused(root: Path) -> None:
     with pytest.raises(InputError, match="nothing is released"):
-        repository.newest(root)
+        repository.newest(FileStore(root))
 
 
 def test_a_number_is_never_used_again(root: Path, candidate: Candidate) -> None:
     candidate.publish(root)
     candidate.publish(root)
-    assert publishing.rollback(root, NAME) == (2, 1)
+    assert roll_back(root) == (2, 1)
     shutil.rmtree(root / NAME / "2")
-    assert repository.next_version(root, NAME) == 3
+    assert repository.next_version(FileStore(root), NAME) == 3
     assert candidate.publish(root) == (3, 1)
     # A version that history does not know, from an earlier repository.
     shutil.copytree(root / NAME / "3", root / NAME / "7")
-    assert repository.next_version(root, NAME) == 8
+    assert repository.next_version(FileStore(root), NAME) == 8
     # The name is taken out of service as a whole: clients may still hold answers of its versions.
     shutil.rmtree(root / NAME)
-    assert repository.next_version(root, NAME) == 4
+    assert repository.next_version(FileStore(root), NAME) == 4
     # A publish that did not end.
-    history.append(root, history.intent("publish", NAME, 4, None, "0"))
-    assert repository.next_version(root, NAME) == 5
+    FileStore(root).append(history.intent("publish", NAME, 4, None, "0"))
+    assert repository.next_version(FileStore(root), NAME) == 5
     assert candidate.publish(root) == (5, None)
     assert_live_is_complete(root, 5)
 
@@ -341,7 +346,7 @@ def test_a_config_from_the_future_is_replaced_by_a_strictly_newer_one(root: Path
     candidate.publish(root)
     second = config.stat().st_mtime_ns
     assert second > future
-    publishing.rollback(root, NAME)
+    roll_back(root)
     assert config.stat().st_mtime_ns > second
 
 
@@ -351,19 +356,21 @@ def test_a_config_from_the_future_is_replaced_by_a_strictly_newer_one(root: Path
 def test_roll_back_goes_back_one_version_at_a_time(root: Path, candidate: Candidate) -> None:
     for _ in range(3):
         candidate.publish(root)
-    assert publishing.rollback(root, NAME) == (3, 2)
+    assert roll_back(root) == (3, 2)
     assert_live_is_complete(root, 2)
-    assert publishing.rollback(root, NAME) == (2, 1)
+    assert roll_back(root) == (2, 1)
     assert_live_is_complete(root, 1)
     before = tree(root)
     with pytest.raises(InputError, match="no version before 1"):
-        publishing.rollback(root, NAME)
+        roll_back(root)
     assert tree(root) == before
     assert_clean(root)
     # A version that was rolled back is not what the next one goes back to.
     assert candidate.publish(root) == (4, 1)
-    assert publishing.rollback(root, NAME) == (4, 1)
-    actions = [(event.action, event.version, event.previous) for event in history.read(root) if event.state == "done"]
+    assert roll_back(root) == (4, 1)
+    actions = [
+        (event.action, event.version, event.previous) for event in FileStore(root).events() if event.state == "done"
+    ]
     assert actions == [
         ("publish", 1, None),
         ("publish", 2, 1),
@@ -377,7 +384,7 @@ def test_roll_back_goes_back_one_version_at_a_time(root: Path, candidate: Candid
 
 def test_roll_back_of_an_unknown_name_is_refused_and_makes_nothing(root: Path) -> None:
     with pytest.raises(InputError, match="nope is not in"):
-        publishing.rollback(root, "nope")
+        switching.rollback(FileStore(root), "nope")
     assert not root.exists()
 
 
@@ -402,9 +409,9 @@ def test_roll_back_to_an_altered_version_is_refused_and_changes_nothing(
             opened.write(b"\n")
     before = tree(root)
     with pytest.raises(InputError, match=file):
-        repository.verify_version(root, NAME, 1)
+        repository.verify_version(FileStore(root), NAME, 1)
     with pytest.raises(InputError, match=file):
-        publishing.rollback(root, NAME)
+        roll_back(root)
     assert tree(root) == before
     assert_live_is_complete(root, 2)
 
@@ -413,10 +420,10 @@ def test_roll_back_to_an_altered_version_is_refused_and_changes_nothing(
 
 
 def test_check_signature_compares_with_the_live_version(root: Path, candidate: Candidate) -> None:
-    repository.check_signature(root, NAME, SHAPE, LABELS)  # no such name yet: anything goes
+    repository.check_signature(FileStore(root), NAME, SHAPE, LABELS)  # no such name yet: anything goes
     assert not root.exists()
     candidate.publish(root)
-    repository.check_signature(root, NAME, SHAPE, LABELS)
+    repository.check_signature(FileStore(root), NAME, SHAPE, LABELS)
     other = {
         "other dims": ((3, 4, 4), LABELS),
         "fewer labels": (SHAPE, LABELS[:2]),
@@ -425,13 +432,10 @@ def test_check_signature_compares_with_the_live_version(root: Path, candidate: C
     }
     for shape, labels in other.values():
         with pytest.raises(SignatureError, match="--release-name"):
-            repository.check_signature(root, NAME, shape, labels)
+            repository.check_signature(FileStore(root), NAME, shape, labels)
 
 
 # Publishers that are killed
-
-Mode = Literal["kill", "fail"]
-DONE, NOT_REACHED, STORAGE_ERROR, UNEXPECTED = 0, 10, 11, 12
 
 
 @pytest.fixture
@@ -440,53 +444,13 @@ def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
-def fork(action: Callable[[], int]) -> int:
-    """Run it in a forked process, which starts at once; its process id. The status is what it returns."""
-    with warnings.catch_warnings():
-        # Libraries' idle threads do not matter to a child that only works on files.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if child:
-        return child
-    status = UNEXPECTED
-    try:
-        status = action()
-    finally:
-        os._exit(status)
-
-
-def disturb(step: int, mode: Mode) -> Callable[[], bool]:
-    """In a child: at the step-th change of the file system, before it, kill this process or fill the disk.
-
-    Returns what tells whether that step was reached.
-    """
-    count = 0
-
-    def changing() -> None:
-        nonlocal count
-        count += 1
-        if count == step:
-            if mode == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in CHANGES or (event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITES):
-            changing()
-
-    if mode == "fail":  # a disk may also say so only now, and there is no audit event for it
-        os.fsync = lambda fd: changing()
-    sys.addaudithook(hook)
-    return lambda: count >= step
-
-
 def refuse_rename_from_staging() -> None:
     """In a child, for good; `other_file_system` undoes it."""
     real_rename = os.rename
 
     def rename(source: Any, target: Any) -> None:
         # As the kernel does: a target whose folder is missing is ENOENT also across file systems.
-        if ".staging" in str(source) and Path(target).parent.is_dir():
+        if ".staging" in str(source) and ".staging" not in str(target) and Path(target).parent.is_dir():
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(source))
         real_rename(source, target)
 
@@ -507,21 +471,23 @@ def other_file_system() -> Iterator[None]:
         os.rename = real_rename
 
 
-def publish_disturbed(root: Path, candidate: Candidate, step: int, mode: Mode, action: str, crossing: bool) -> int:
+def publish_disturbed(
+    root: Path, candidate: Candidate, step: int, mode: Literal["kill", "fail"], action: str, crossing: bool
+) -> int:
     """The child's wait status."""
 
     def run() -> int:
         if crossing:
             refuse_rename_from_staging()
-        reached = disturb(step, mode)
+        steps = disturb(step, die) if mode == "kill" else disturb(step, have_no_space, syncs=True)
         try:
             if action == "rollback":
-                publishing.rollback(root, NAME)
+                roll_back(root)
             else:
                 candidate.publish(root)
         except StorageError:
             return STORAGE_ERROR
-        return DONE if reached() else NOT_REACHED
+        return DONE if steps() >= step else NOT_REACHED
 
     return os.waitpid(fork(run), 0)[1]
 
@@ -558,7 +524,7 @@ def test_a_publisher_killed_at_any_step_harms_nothing(
             break
         assert os.WTERMSIG(status) == signal.SIGKILL
 
-        live = repository.live_version(copy, NAME)
+        live = repository.live_version(FileStore(copy), NAME)
         assert live in (old, new)
         assert_live_is_complete(copy, live)
         outcomes.add(live)
@@ -575,7 +541,7 @@ def test_a_publisher_killed_at_any_step_harms_nothing(
         assert version > max(before, live or 0)
         assert_live_is_complete(copy, version)
         assert_clean(copy)
-        assert history.promotions(history.read(copy), NAME) == [*promoted, version]
+        assert history.promotions(FileStore(copy).events(), NAME) == [*promoted, version]
         shutil.rmtree(copy.parent)
     assert outcomes == {old, new}
 
@@ -600,7 +566,7 @@ def test_a_disk_that_is_full_at_any_step_harms_nothing(
             break
         assert code in (DONE, STORAGE_ERROR), f"status {code} at step {step}"
         failed += code == STORAGE_ERROR
-        live = repository.live_version(copy, NAME)
+        live = repository.live_version(FileStore(copy), NAME)
         assert live in (before or None, 1 if action == "rollback" else before + 1)
         assert_live_is_complete(copy, live)
         version, previous = candidate.publish(copy)
@@ -617,24 +583,24 @@ def test_a_disk_that_is_full_after_the_switch_is_not_said_to_have_changed_nothin
 ) -> None:
     candidate.publish(root)
     candidate.publish(root)
-    append = history.append
+    append = FileStore.append
 
-    def full(root: Path, event: history.Event) -> None:
+    def full(store: FileStore, event: history.Event) -> None:
         if event.state == "done":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(root / "history.jsonl"))
-        append(root, event)
+        append(store, event)
 
     message = ""
     with monkeypatch.context() as patch:
-        patch.setattr(history, "append", full)
+        patch.setattr(FileStore, "append", full)
         try:
             if action == "publish":
                 candidate.publish(root)
             else:
-                publishing.rollback(root, NAME)
+                roll_back(root)
         except StorageError as error:
             message = str(error)
-    live = repository.live_version(root, NAME)
+    live = repository.live_version(FileStore(root), NAME)
     assert live == 2 or "nothing went live" not in message
     # The next publisher settles it.
     assert candidate.publish(root)[1] == live
@@ -651,10 +617,10 @@ def test_four_publishers_at_once_all_succeed(root: Path, tmp_path: Path) -> None
 
     children = [fork(functools.partial(publish_three, candidate)) for candidate in candidates]
     assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
-    assert repository.versions(root, NAME) == list(range(1, 13))
+    assert repository.versions(FileStore(root), NAME) == list(range(1, 13))
     assert_live_is_complete(root, 12)
     assert_clean(root)
-    events = history.read(root)
+    events = FileStore(root).events()
     assert [(event.state, event.version, event.previous) for event in events] == [
         (state, version, version - 1 or None) for version in range(1, 13) for state in ("intent", "done")
     ]
@@ -673,7 +639,7 @@ def test_a_repository_on_another_file_system_than_its_staging_folder(root: Path,
         assert candidate.publish(root) == (2, 1)
     assert_live_is_complete(root, 2)
     assert_clean(root)
-    assert publishing.rollback(root, NAME) == (2, 1)
+    assert roll_back(root) == (2, 1)
 
 
 def test_a_repository_that_really_lies_on_another_file_system(
@@ -720,11 +686,11 @@ def test_a_disk_that_takes_no_more_while_copying_changes_nothing(root: Path, can
 
 
 def test_a_repository_that_is_a_file_is_refused(root: Path, candidate: Candidate) -> None:
-    repository.check_writable(root)
+    FileStore(root).check_writable()
     assert not root.exists()
     root.write_bytes(b"")
     with pytest.raises(FolderError, match="--model-repository"):
-        repository.check_writable(root)
+        FileStore(root).check_writable()
 
 
 # The stages around it
@@ -762,7 +728,7 @@ class Run:
             self.validated.model_copy(update={"checks": checks}),
             inputs,
             self.folder,
-            root,
+            FileStore(root),
         )
 
 
@@ -775,7 +741,7 @@ def test_the_published_version_is_the_validated_one_under_its_own_number(root: P
     assert found.keys() - {"release.json"} == run.assembled.hashes.keys()
     assert run.assembled.hashes.items() <= found.items()
     assert_live_is_complete(root, 2)
-    assert repository.release(root, NAME, 2).validated.hashes == run.assembled.hashes
+    assert repository.release(FileStore(root), NAME, 2).validated.hashes == run.assembled.hashes
 
 
 def test_a_refused_verdict_leaves_the_repository_as_it_was(root: Path, tmp_path: Path) -> None:
@@ -810,16 +776,16 @@ def test_another_signature_is_refused_at_publishing(
     before = tree(root)
     source = make_source(tmp_path / "other", labels, shape)
     with pytest.raises(SignatureError, match="--release-name"):
-        publishing.publish_version(root, NAME, source, release_json(source, labels))
+        publishing.publish_version(FileStore(root), NAME, source, release_json(source, labels))
     assert tree(root) == before
 
 
 def test_a_version_of_another_pipeline_can_be_rolled_back_to(root: Path, candidate: Candidate) -> None:
     """Its release.json has other fields than this pipeline's."""
     content = json.dumps({"schema": 0, "hashes": repository.hashes(candidate.source)}).encode()
-    publishing.publish_version(root, NAME, candidate.source, content)
+    publishing.publish_version(FileStore(root), NAME, candidate.source, content)
     candidate.publish(root)
-    assert publishing.rollback(root, NAME) == (2, 1)
+    assert roll_back(root) == (2, 1)
 
 
 def test_a_release_json_that_lists_altered_files_is_refused(root: Path, candidate: Candidate) -> None:
@@ -830,7 +796,7 @@ def test_a_release_json_that_lists_altered_files_is_refused(root: Path, candidat
     del found["release.json"]
     (version / "release.json").write_text(json.dumps({"hashes": found}), encoding="utf-8")
     with pytest.raises(InputError, match=r"release\.json is not as it was released"):
-        repository.verify_version(root, NAME, 1)
+        repository.verify_version(FileStore(root), NAME, 1)
 
 
 # History
@@ -843,22 +809,22 @@ def test_half_a_line_at_the_end_of_the_history_is_passed_over(root: Path, candid
     line = history.intent("publish", NAME, 2, 1, "0").model_dump_json().encode()
     for length in range(1, len(line)):
         path.write_bytes(whole + line[:length])
-        assert [event.state for event in history.read(root)] == ["intent", "done"]
+        assert [event.state for event in FileStore(root).events()] == ["intent", "done"]
     path.write_bytes(whole + line[:-10])
     assert candidate.publish(root) == (2, 1)
     assert_live_is_complete(root, 2)
     assert_clean(root)
-    assert publishing.rollback(root, NAME) == (2, 1)
-    assert [event.state for event in history.read(root)] == ["intent", "done"] * 3
+    assert roll_back(root) == (2, 1)
+    assert [event.state for event in FileStore(root).events()] == ["intent", "done"] * 3
 
 
 def test_a_line_without_its_end_still_counts(root: Path, candidate: Candidate) -> None:
     candidate.publish(root)
     path = root / "history.jsonl"
     path.write_bytes(path.read_bytes().rstrip(b"\n"))
-    assert [event.state for event in history.read(root)] == ["intent", "done"]
+    assert [event.state for event in FileStore(root).events()] == ["intent", "done"]
     candidate.publish(root)
-    assert [event.state for event in history.read(root)] == ["intent", "done"] * 2
+    assert [event.state for event in FileStore(root).events()] == ["intent", "done"] * 2
 
 
 def test_a_whole_line_that_is_no_event_is_refused(root: Path, candidate: Candidate) -> None:

@@ -4,13 +4,11 @@ import shutil
 from pathlib import Path
 
 from pipeline.config import RunConfig
-from pipeline.records import Assembled, Carded, DataInfo, Exported, Format
+from pipeline.records import Assembled, Carded, DataInfo, Exported
 from pipeline.runfolder import RunFolder
 from pipeline.specs import MAX_BATCH_SIZE
 from pipeline.triton import model_config, repository
-
-# The names that Triton's backends look for.
-_FILES: dict[Format, str] = {"onnx": "model.onnx", "torchscript": "model.pt", "pytorch": "model.pth"}
+from pipeline.triton.store import open_store
 
 
 def assemble(config: RunConfig, data: DataInfo, exported: Exported, carded: Carded, folder: RunFolder) -> Assembled:
@@ -19,14 +17,14 @@ def assemble(config: RunConfig, data: DataInfo, exported: Exported, carded: Card
     The number is the one that a publish would take now; it may take another.
     """
     name, root = config.release_name, folder.candidate
-    number = repository.next_version(config.model_repository, name)
+    number = repository.next_version(open_store(config.model_repository), name)
     root.mkdir(exist_ok=True)
     for earlier in root.iterdir():  # the folder itself stays: a server is starting on it
         shutil.rmtree(earlier)
     version = root / name / str(number)
     version.mkdir(parents=True)
     for file in exported.files:
-        shutil.copy(folder.root / file.path, version / _FILES[file.format])
+        shutil.copy(folder.root / file.path, version / repository.MODEL_FILES[file.format])
     _copy_card(folder.root, carded, version)
     shutil.copy(folder.metrics, version / "metrics.json")
     shutil.copy(folder.golden, version / "golden.npz")
@@ -39,7 +37,7 @@ def assemble(config: RunConfig, data: DataInfo, exported: Exported, carded: Card
         max_batch_size=MAX_BATCH_SIZE,
     )
     (version / repository.CONFIG).write_text(model_config.to_text(own), encoding="utf-8")
-    (root / name / repository.CONFIG).write_text(repository.live_config(version, number), encoding="utf-8")
+    (root / name / repository.CONFIG).write_text(repository.pointing_config(own, number), encoding="utf-8")
     return Assembled(
         name=name,
         version=number,

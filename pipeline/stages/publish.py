@@ -22,6 +22,7 @@ from pipeline.records import (
 )
 from pipeline.runfolder import RunFolder
 from pipeline.triton import publishing, repository
+from pipeline.triton.store import Store
 
 
 class ReleaseInputs(NamedTuple):
@@ -38,7 +39,13 @@ class ReleaseInputs(NamedTuple):
 
 
 def publish(
-    assembled: Assembled, gated: Gated, validated: Validated, inputs: ReleaseInputs, folder: RunFolder, root: Path
+    assembled: Assembled,
+    gated: Gated,
+    validated: Validated,
+    inputs: ReleaseInputs,
+    folder: RunFolder,
+    store: Store,
+    reason: str = "",
 ) -> Published:
     """A new version in the repository, live. Refused verdicts change nothing there.
 
@@ -63,8 +70,7 @@ def publish(
         **{**inputs._asdict(), "trained": _without_series(inputs.trained)},
     )
     content = release.model_dump_json(indent=2).encode() + b"\n"
-    version, previous = publishing.publish_version(root, assembled.name, source, content)
-    return Published(name=assembled.name, version=version, previous=previous, repository=str(root))
+    return publishing.publish_version(store, assembled.name, source, content, reason)
 
 
 def _demand_same_files(source: Path, assembled: Assembled, validated: Validated) -> None:

@@ -1,29 +1,32 @@
-"""Who made which version live, when and why: `history.jsonl`, a plain file in the repository's root."""
+"""Who made which version live, when and why. A store keeps the events; a file system in `history.jsonl`."""
 
 import getpass
 import os
 import socket
 import uuid
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import ValidationError
 
 from pipeline.errors import InputError
 from pipeline.records import Record
 
-Action = Literal["publish", "rollback"]
+Action = Literal["publish", "install", "promote", "rollback", "finish", "retire"]
+PROMOTIONS: tuple[Action, ...] = ("publish", "install", "promote", "rollback")
+State = Literal["intent", "done", "superseded", "abandoned"]
 
 
 class Event(Record):
     """One line. An intent is written before the switch; what became of it after, under the same id.
 
-    `previous` is the version that was live before; `release_sha256` is of the version's release.json.
+    Superseded: published, but a higher version was live by then and stayed so. `previous` is the version that was
+    live before; `kept` are those that stayed loaded beside it. `release_sha256` is of the version's release.json;
+    `origin` says where an installed version came from.
     """
 
     id: str
-    state: Literal["intent", "done", "abandoned"]
+    state: State
     action: Action
     name: str
     version: int
@@ -31,9 +34,31 @@ class Event(Record):
     who: str
     when: str
     release_sha256: str
+    kept: tuple[int, ...] = ()
+    origin: str = ""
+    reason: str = ""
+
+    @property
+    def brings_in(self) -> bool:
+        """Whether the version is a new one."""
+        return self.action in ("publish", "install")
+
+    def ended(self, state: State, previous: int | None = None) -> Self:
+        """The event that says how this intent ended; `previous` where another version was live than expected."""
+        return self.model_copy(update={"state": state, "previous": previous or self.previous})
 
 
-def intent(action: Action, name: str, version: int, previous: int | None, release_sha256: str) -> Event:
+def intent(
+    action: Action,
+    name: str,
+    version: int,
+    previous: int | None,
+    release_sha256: str,
+    *,
+    kept: tuple[int, ...] = (),
+    origin: str = "",
+    reason: str = "",
+) -> Event:
     return Event(
         id=uuid.uuid4().hex,
         state="intent",
@@ -44,6 +69,9 @@ def intent(action: Action, name: str, version: int, previous: int | None, releas
         who=f"{_user()}@{socket.gethostname()}",
         when=datetime.now(UTC).isoformat(timespec="seconds"),
         release_sha256=release_sha256,
+        kept=kept,
+        origin=origin,
+        reason=reason,
     )
 
 
@@ -54,25 +82,10 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def append(root: Path, event: Event) -> None:
-    """On disk when this returns."""
-    path = root / "history.jsonl"
-    with path.open("a+b") as file:
-        # A writer that was killed may have left half a line: end it, so that it harms no other.
-        if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
-            file.write(b"\n")
-        file.write(event.model_dump_json().encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read(root: Path) -> list[Event]:
-    """All events, oldest first; half a line of a killed writer is passed over."""
-    path = root / "history.jsonl"
-    if not path.exists():
-        return []
+def parse(lines: bytes, path: str) -> list[Event]:
+    """The events in a `history.jsonl`, but for half a line of a killed writer; InputError of any other line."""
     events = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(lines.splitlines(), start=1):
         try:
             events.append(Event.model_validate_json(line))
         except ValidationError:
@@ -87,9 +100,17 @@ def open_intents(events: list[Event]) -> list[Event]:
 
 
 def promotions(events: list[Event], name: str) -> list[int]:
-    """Versions that went live and were not rolled back, oldest first: the last one is live."""
+    """Versions that went live, were not rolled back and are still there, oldest first: the last one is live."""
     live: list[int] = []
-    for event in events:
-        if event.name == name and event.state == "done":
-            live = [*live, event.version] if event.action == "publish" else live[:-1]
+    # That an intent is done may be said twice, by its writer and by the next one: the first time counts.
+    done = {event.id: event for event in reversed(events) if event.name == name and event.state == "done"}
+    for event in reversed(done.values()):
+        if event.action == "rollback":
+            del live[-1:]
+        elif event.action == "retire":
+            left = [version for version in live if version != event.version]
+            # What came before and after the one that is gone may be the same version.
+            live = [version for version, before in zip(left, [None, *left], strict=False) if version != before]
+        elif event.action != "finish":
+            live.append(event.version)
     return live

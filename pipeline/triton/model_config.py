@@ -6,6 +6,8 @@ is that config *pointed at* a version. tritonclient is imported late: it takes 0
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,6 +22,22 @@ TensorSignature = tuple[str, str, tuple[int, ...]]
 INPUT_NAME = "image"
 OUTPUT_NAME = "probabilities__0"
 LABELS_FILE = "labels.txt"
+
+# As `to_text` prints it; a nested or quoted one cannot begin a line. Read so, a hundred configs take no time.
+_PRINTED_POLICY = re.compile(rb"^version_policy \{\n  specific \{\n((?:    versions: \d+\n)+)  \}\n\}$", re.MULTILINE)
+
+# What `build` sets.
+_FIELDS = {
+    "backend",
+    "dynamic_batching",
+    "input",
+    "instance_group",
+    "max_batch_size",
+    "model_warmup",
+    "name",
+    "output",
+    "parameters",
+}
 
 # Small networks: more threads per request only wait for each other when requests come together.
 THREADS = {
@@ -63,25 +81,42 @@ def build(
     )
 
 
-def pointed_at(config: ModelConfig, version: int) -> ModelConfig:
-    """A copy of a version's own config that makes this version the live one."""
+def pointed_at(config: ModelConfig, version: int, kept: Collection[int] = ()) -> ModelConfig:
+    """A copy of a version's own config that makes this version live; lower ones may be kept loaded beside it."""
     live = type(config)()
     live.CopyFrom(config)
-    live.version_policy.specific.versions[:] = [version]
+    live.version_policy.specific.versions[:] = sorted({*kept, version})
     for output in live.output:
         output.label_filename = f"{version}/{LABELS_FILE}"
     return live
 
 
-def live_version(config: ModelConfig) -> int:
-    """The version that a live config points at; InputError if it does not name exactly one."""
-    versions = list(config.version_policy.specific.versions)
-    if len(versions) != 1:
-        raise InputError(
-            f"the config of {config.name} names {len(versions)} versions in version_policy.specific: "
-            "expected one, publish or roll back to set it"
-        )
-    return int(versions[0])
+def loaded_versions(content: bytes, path: str) -> tuple[int, ...]:
+    """The versions that a live config has Triton load, ascending; InputError, which names the path, if it names none.
+
+    The last one is live: Triton answers a request that names no version by the highest one that is loaded.
+    """
+    printed = _PRINTED_POLICY.search(content)
+    if printed:
+        versions = [int(number) for number in re.findall(rb"\d+", printed[1])]
+    else:
+        versions = list(parse(content, path).version_policy.specific.versions)
+    if not versions:
+        raise InputError(f"{path} names no version in version_policy.specific: publish or roll back to set it")
+    return tuple(sorted(versions))
+
+
+def code_in(config: ModelConfig) -> str | None:
+    """What in a version's own config makes Triton run code that came with the version, or None.
+
+    An ONNX model is data. TorchScript is code, and so is whatever a setting that `build` never makes may name: a
+    library of operators, an environment, a model of another backend.
+    """
+    if config.backend != "onnxruntime":
+        return f"backend {config.backend!r}"
+    foreign = {field.name for field, _ in config.ListFields()} - _FIELDS
+    foreign |= config.parameters.keys() - THREADS["onnxruntime"].keys()
+    return ", ".join(sorted(foreign)) or None
 
 
 def to_text(config: ModelConfig) -> str:
@@ -93,13 +128,19 @@ def to_text(config: ModelConfig) -> str:
 
 def read(path: Path) -> ModelConfig:
     """The config in a `config.pbtxt`; InputError if it cannot be read or parsed."""
+    try:
+        return parse(path.read_bytes(), str(path))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; expected a config.pbtxt") from error
+
+
+def parse(content: bytes, path: str) -> ModelConfig:
+    """The config in the content of a `config.pbtxt`; InputError, which names the path, if it cannot be parsed."""
     from google.protobuf import text_format
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
     try:
-        return text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; expected a config.pbtxt") from error
+        return text_format.Parse(content.decode(), ModelConfig())
     except (UnicodeDecodeError, text_format.ParseError) as error:
         raise InputError(f"{path} is not a Triton model config: {error}") from error
 

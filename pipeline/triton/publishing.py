@@ -1,116 +1,131 @@
-"""How a version comes into a model repository and goes live: by one rename, under a lock.
+"""How a version comes into a model repository and goes live: by one switch of config.pbtxt.
 
 A server may read at any moment, and a publisher may be killed at any moment. So a version is
-complete before it is visible; the first one of a name appears with its config by one rename.
-A publisher takes its number under the lock, above all that were ever used: so it never moves
-the pointer to a lower one.
+complete before it is visible; the first one of a name appears together with its config.
+A publisher takes a number above all that were ever used, and never moves the pointer to a lower one.
 """
 
-import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.errors import InputError
-from pipeline.triton import history, model_config, repository, storage
+from pipeline.errors import ConflictError, InputError
+from pipeline.records import Published
+from pipeline.triton import history, journal, model_config, repository, storage
+from pipeline.triton.history import Event
+from pipeline.triton.store import Store
+
+if TYPE_CHECKING:
+    from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 
-def publish_version(root: Path, name: str, source: Path, release_json: bytes) -> tuple[int, int | None]:
-    """Copy a complete version in and make it live; returns its number and the one that was live before.
+class Arrival(NamedTuple):
+    """A version that is to come in. `fill` makes its folder, complete with release.json; `origin` of the installed."""
 
-    Killed at any point, the repository is as before or complete. SignatureError where the name is live
-    with another signature; StorageError where the disk is full or gone, or another publisher holds the
+    action: history.Action
+    name: str
+    fill: Callable[[Path], None]
+    origin: str = ""
+    reason: str = ""
+
+
+def publish_version(store: Store, name: str, source: Path, release_json: bytes, reason: str = "") -> Published:
+    """Copy a complete version in and make it live; what `bring_in` says holds."""
+
+    def fill(folder: Path) -> None:
+        storage.copy(source, folder)
+        (folder / repository.RELEASE).write_bytes(release_json)
+
+    return bring_in(store, Arrival("publish", name, fill, reason=reason))
+
+
+def bring_in(store: Store, arrival: Arrival) -> Published:
+    """A new version, live. Killed at any point, the repository is as before or complete.
+
+    SignatureError where the name is live with another signature; InputError where versions that are kept loaded
+    cannot stay so beside the new one; StorageError where the disk is full or gone, or another publisher holds the
     lock for a minute; FolderError where rights are missing.
     """
-    with storage.errors(root):
-        storage.make_folder(root)
-        with storage.locked(root), storage.staging(root, source.parent) as staging:
-            _settle(root)
-            repository.demand_signature(
-                root, name, model_config.read(source / repository.CONFIG), repository.labels_of(source)
-            )
-            version, previous = repository.next_version(root, name), repository.live_version(root, name)
-            staged = staging / name
-            storage.copy(source, staged / str(version))
-            (staged / str(version) / repository.RELEASE).write_bytes(release_json)
-            if previous is None:
-                (staged / repository.CONFIG).write_text(repository.live_config(source, version), encoding="utf-8")
+    with store.exclusive():
+        journal.settle(store)
+        with store.staging() as staging:
+            staged = staging / "version"
+            arrival.fill(staged)
             storage.make_durable(staged)
-            event = history.intent("publish", name, version, previous, hashlib.sha256(release_json).hexdigest())
-            with _recorded(root, event):
-                # A model's folder without config must never be seen, so the first version comes with it at once.
-                if previous is not None or not storage.renamed(staged, root / name):
-                    _add(staged / str(version), root / name / str(version))
-                    _point_at(root, name, version)
-            return version, previous
+            while True:
+                # Where another publisher has claimed the number, the next one is free.
+                with suppress(ConflictError):
+                    return _publish(store, arrival, staged)
 
 
-def rollback(root: Path, name: str) -> tuple[int, int]:
-    """Make the version live that was live before; returns the numbers before and after.
+def kept_beside(
+    store: Store, name: str, wanted: frozenset[int], version: int, own: "ModelConfig", *, strict: bool
+) -> tuple[int, ...]:
+    """Those of the wanted versions that can stay loaded beside a live one; InputError where `strict` and not all can.
 
-    Its own config comes back with it. InputError where there is nothing before or it was altered.
+    Triton answers a request that names no version by the highest one that is loaded, and has one config for all.
     """
-    if repository.live_version(root, name) is None:
-        raise InputError(f"{name} is not in {root}: known: {', '.join(repository.names(root)) or 'nothing yet'}")
-    with storage.errors(root), storage.locked(root):
-        _settle(root)
-        before, promoted = repository.live_version(root, name), history.promotions(history.read(root), name)
-        if before is None or len(promoted) < 2:
-            raise InputError(f"{name} has no version before {before}: there is nothing to roll back to")
-        after = promoted[-2]
-        repository.verify_version(root, name, after)
-        content = (root / name / str(after) / repository.RELEASE).read_bytes()
-        with _recorded(root, history.intent("rollback", name, after, before, hashlib.sha256(content).hexdigest())):
-            _point_at(root, name, after)
-        return before, after
+    kept = tuple(
+        other for other in sorted(wanted) if other < version and repository.own_config(store, name, other) == own
+    )
+    if strict and wanted != set(kept):
+        others = ", ".join(map(str, sorted(wanted - set(kept))))
+        raise InputError(
+            f"{name} version {others} cannot stay loaded beside version {version}: it must be lower, as Triton answers "
+            f"by the highest, and have the same configuration; run bin/zoo finish {name}, or leave out --keep-live"
+        )
+    return kept
 
 
-def _add(staged: Path, target: Path) -> None:
-    """Bring a version in. By copying it may be seen half done, harmlessly: the config names another or none yet.
+def _publish(store: Store, arrival: Arrival, staged: Path) -> Published:
+    name = arrival.name
+    own = model_config.read(staged / repository.CONFIG)
+    labels = repository.labels_in((staged / repository.LABELS).read_bytes())
+    repository.demand_signature(store, name, own, labels)
+    version, loaded = repository.next_version(store, name), repository.loaded_versions(store, name)
+    kept = kept_beside(store, name, frozenset(loaded[:-1]), version, own, strict=True)
+    event = history.intent(
+        arrival.action,
+        name,
+        version,
+        max(loaded, default=None),
+        repository.sha256((staged / repository.RELEASE).read_bytes()),
+        kept=kept,
+        origin=arrival.origin,
+        reason=arrival.reason,
+    )
 
-    Servers of a zoo run with --disable-auto-complete-config and pass over a model without config.
-    """
-    storage.make_folder(target.parent)
-    if not storage.renamed(staged, target):
-        storage.copy(staged, target)
-        storage.make_durable(target)
-    storage.sync(target.parent)
+    def act() -> Event:
+        if loaded:
+            store.add(name, version, staged, None)
+        else:
+            with suppress(ConflictError):  # of another publisher, whose first version came before this one
+                store.add(name, version, staged, repository.pointing_config(own, version))
+                return event.ended("done")
+        return _go_live(store, event, own, labels)
 
-
-def _point_at(root: Path, name: str, version: int) -> None:
-    """Replace the model's config by the version's own, with its number. The switch."""
-    # In the root, where Triton ignores plain files; a new file in the model's folder makes it reload.
-    temporary = root / f".{name}.{repository.CONFIG}"
-    storage.replace_newer(
-        root / name / repository.CONFIG, repository.live_config(root / name / str(version), version), temporary
+    ended = journal.carried_out(store, event, act)
+    return Published(
+        name=name,
+        version=version,
+        previous=ended.previous,
+        repository=store.location,
+        live=ended.state == "done",
     )
 
 
-@contextmanager
-def _recorded(root: Path, event: history.Event) -> Iterator[None]:
-    """Write the intent down before the switch, and how it ended after; also if it failed."""
-    history.append(root, event)
-    try:
-        yield
-    finally:
-        # On a full disk the intent stays open for the next writer: the switch itself is made, or not.
-        with suppress(OSError):
-            _settle(root)
-
-
-def _settle(root: Path) -> None:
-    """Say of each open intent what became of it, and remove what it left. Under the lock.
-
-    Only config.pbtxt tells whether a version is live. One that was brought in but never named is removed.
-    """
-    for event in history.open_intents(history.read(root)):
-        model = root / event.name
-        is_live = repository.live_version(root, event.name) == event.version
-        if is_live:
-            storage.sync(model)
-            storage.sync(root)
-        elif event.action == "publish":
-            storage.remove(model / str(event.version))
-        history.append(root, event.model_copy(update={"state": "done" if is_live else "abandoned"}))
-    for leftover in root.glob(f".*.{repository.CONFIG}"):
-        leftover.unlink()
+def _go_live(store: Store, event: Event, own: "ModelConfig", labels: tuple[str, ...]) -> Event:
+    """Unless a higher version was quicker."""
+    name, version = event.name, event.version
+    while True:
+        current = store.read(f"{name}/{repository.CONFIG}")
+        *others, live = repository.loaded_in(store, name, current)
+        repository.demand_signature(store, name, own, labels)
+        if live > version:
+            return event.ended("superseded", previous=live)
+        journal.confirm(store, name, live)
+        kept = kept_beside(store, name, frozenset(others), version, own, strict=False)
+        with suppress(ConflictError):
+            store.point(name, repository.pointing_config(own, version, kept), current)
+            return event.ended("done", previous=live).model_copy(update={"kept": kept})

@@ -1,13 +1,14 @@
-"""What a model repository on a file system holds, and whether it is as it was released.
+"""What a model repository holds, and whether it is as it was released.
 
     <root>/<name>/config.pbtxt        names the live version
     <root>/<name>/<N>/                a version, which never changes: its files, its own config.pbtxt, release.json
-    <root>/history.jsonl, .lock       plain files, which Triton ignores
+    <root>/history.jsonl, .lock       plain files, which Triton ignores; on a file system
 
 Only `publishing` changes it.
 """
 
 import hashlib
+from collections.abc import Collection, Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,20 +16,23 @@ from typing import TYPE_CHECKING
 from pydantic import ConfigDict
 
 from pipeline.config import RunConfig
-from pipeline.errors import FolderError, InputError, SignatureError
+from pipeline.errors import InputError, SignatureError
 from pipeline.records import (
     Benchmarked,
     CodeInfo,
     DataInfo,
     Evaluated,
     Exported,
+    Format,
     Gated,
     Record,
     Trained,
     Validated,
     Verified,
 )
-from pipeline.triton import history, model_config, storage
+from pipeline.triton import model_config
+from pipeline.triton.history import Event
+from pipeline.triton.store import Store
 
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
@@ -36,6 +40,8 @@ if TYPE_CHECKING:
 CONFIG = "config.pbtxt"
 RELEASE = "release.json"
 LABELS = model_config.LABELS_FILE
+# The names that Triton's backends look for.
+MODEL_FILES: dict[Format, str] = {"onnx": "model.onnx", "torchscript": "model.pt", "pytorch": "model.pth"}
 
 
 class Release(Record):
@@ -67,82 +73,153 @@ class _Manifest(Record):
     hashes: dict[str, str]
 
 
-def names(root: Path) -> list[str]:
+def names(store: Store) -> list[str]:
     """Released names, sorted."""
-    return sorted(path.parent.name for path in root.glob(f"*/{CONFIG}"))
+    return sorted(name for name in store.folders() if live_config(store, name) is not None)
 
 
-def versions(root: Path, name: str) -> list[int]:
+def versions(store: Store, name: str) -> list[int]:
     """Versions at hand, ascending."""
-    return sorted(int(path.name) for path in (root / name).glob("[0-9]*") if path.name.isdecimal())
+    return sorted(int(folder) for folder in store.folders(name) if folder.isdecimal())
 
 
-def live_version(root: Path, name: str) -> int | None:
-    """The version that config.pbtxt names, or None where the name is not released."""
-    path = root / name / CONFIG
-    return model_config.live_version(model_config.read(path)) if path.exists() else None
+def live_config(store: Store, name: str) -> bytes | None:
+    """The config.pbtxt that Triton reads, or None where the name is not released."""
+    try:
+        return store.read(f"{name}/{CONFIG}")
+    except FileNotFoundError:
+        return None
 
 
-def next_version(root: Path, name: str) -> int:
+def own_config(store: Store, name: str, version: int) -> "ModelConfig":
+    """A version's own config, in which no number is; InputError where it is missing or cannot be parsed."""
+    return model_config.parse(read(store, name, version, CONFIG), f"{store.location}/{name}/{version}/{CONFIG}")
+
+
+def loaded_in(store: Store, name: str, config: bytes) -> tuple[int, ...]:
+    """The versions that this content of a name's config.pbtxt has Triton load, ascending: the last one is live."""
+    return model_config.loaded_versions(config, f"{store.location}/{name}/{CONFIG}")
+
+
+def loaded_versions(store: Store, name: str) -> tuple[int, ...]:
+    """The versions that config.pbtxt names, ascending, or () where the name is not released."""
+    config = live_config(store, name)
+    return () if config is None else loaded_in(store, name, config)
+
+
+def live_version(store: Store, name: str) -> int | None:
+    """The one that answers who names no version, or None where the name is not released."""
+    return max(loaded_versions(store, name), default=None)
+
+
+def unknown_name(store: Store, name: str) -> InputError:
+    return InputError(f"{name} is not in {store.location}: known: {', '.join(names(store)) or 'nothing yet'}")
+
+
+def demand_version(store: Store, name: str, version: int) -> None:
+    """InputError where there is no such name, or no such version of it."""
+    known = versions(store, name)
+    if not known:
+        raise unknown_name(store, name)
+    if version not in known:
+        raise InputError(f"{name} has no version {version}: known: {', '.join(map(str, known))}")
+
+
+def next_version(store: Store, name: str) -> int:
     """1 + the highest number ever used, also by a publish that did not end."""
-    used = [event.version for event in history.read(root) if event.name == name]
-    return 1 + max([live_version(root, name) or 0, *used, *versions(root, name)])
+    used = [event.version for event in store.events() if event.name == name]
+    return 1 + max([live_version(store, name) or 0, *used, *versions(store, name)])
 
 
-def newest(root: Path) -> str:
+def newest(store: Store) -> str:
     """The name that was published or rolled back last; InputError where there is none."""
-    for event in reversed(history.read(root)):
+    for event in reversed(store.events()):
         # Of a publisher that was killed there is only the intent: the config tells how it ended.
-        if event.state != "abandoned" and live_version(root, event.name) == event.version:
+        if event.state != "abandoned" and live_version(store, event.name) == event.version:
             return event.name
-    raise InputError(f"nothing is released in {root}: run bin/train, or name --model-repository")
+    raise InputError(f"nothing is released in {store.location}: run bin/train, or name --model-repository")
 
 
-def release(root: Path, name: str, version: int) -> Release:
+def find(store: Store, name: str, version: int | None = None) -> int:
+    """That version, or the live one where none is named; InputError where it is not at hand."""
+    wanted = version or live_version(store, name)
+    if wanted is None:
+        raise unknown_name(store, name)
+    demand_version(store, name, wanted)
+    return wanted
+
+
+def read(store: Store, name: str, version: int, path: str) -> bytes:
+    """A file of a version; InputError where it is missing."""
+    try:
+        return store.read(f"{name}/{version}/{path}")
+    except FileNotFoundError:
+        raise _altered(store, name, version, path) from None
+
+
+def release(store: Store, name: str, version: int) -> Release:
     """A version's release.json; InputError where it is missing or of another pipeline."""
-    return Release.load(root / name / str(version) / RELEASE)
+    return Release.parse(read(store, name, version, RELEASE), f"{store.location}/{name}/{version}/{RELEASE}")
 
 
-def check_writable(root: Path) -> None:
-    """FolderError where the repository cannot be written; makes nothing."""
-    with storage.errors(root):
-        existing = next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())
-    if not storage.is_writable(existing):
-        raise FolderError(
-            f"{existing} is not a folder that can be written: change its rights or name another --model-repository"
-        )
-
-
-def check_signature(root: Path, name: str, shape: tuple[int, int, int], labels: tuple[str, ...]) -> None:
+def check_signature(store: Store, name: str, shape: tuple[int, int, int], labels: tuple[str, ...]) -> None:
     """SignatureError where the name is live with other inputs, outputs or labels: clients would break.
 
     `shape`: channels, height, width.
     """
     # Backend and batch size are not compared.
     config = model_config.build(name=name, backend="onnxruntime", shape=shape, classes=len(labels), max_batch_size=1)
-    with storage.errors(root):
-        demand_signature(root, name, config, labels)
+    demand_signature(store, name, config, labels)
 
 
-def verify_version(root: Path, name: str, version: int) -> None:
-    """InputError names the first file that is altered, missing or not of the release."""
-    folder = root / name / str(version)
-    found = hashes(folder)
-    listed = found.pop(RELEASE, None)
-    recorded = {event.release_sha256 for event in history.read(root) if (event.name, event.version) == (name, version)}
-    if listed is None or (recorded and listed not in recorded):
-        raise _altered(folder / RELEASE)
-    expected = _Manifest.load(folder / RELEASE).hashes
-    for path in sorted(expected.keys() | found.keys()):
+def verified_files(
+    store: Store, name: str, version: int, events: list[Event] | None = None
+) -> Iterator[tuple[str, bytes]]:
+    """Path and content of each file of a version. Take all: the last step tells whether they are as released.
+
+    InputError then names the first file that is altered, missing or not of the release. `events` are those of the
+    store, where they have been read already.
+    """
+    found = {}
+    manifest = b""
+    for path in sorted(store.files(f"{name}/{version}")):
+        content = read(store, name, version, path)
+        found[path] = sha256(content)
+        manifest = content if path == RELEASE else manifest
+        yield path, content
+    recorded = {
+        event.release_sha256
+        for event in (store.events() if events is None else events)
+        if (event.name, event.version) == (name, version)
+    }
+    if RELEASE not in found or (recorded and found[RELEASE] not in recorded):
+        raise _altered(store, name, version, RELEASE)
+    demand_as_released(found, manifest, f"{store.location}/{name}/{version}")
+    own_config(store, name, version)
+
+
+def verify_version(store: Store, name: str, version: int, events: list[Event] | None = None) -> None:
+    """InputError names the first file that is altered, missing or not of the release; `events` as above."""
+    for _ in verified_files(store, name, version, events):
+        pass
+
+
+def demand_as_released(found: dict[str, str], manifest: bytes, where: str) -> None:
+    """InputError names the first file below `where` whose hash is not the one in the release.json `manifest`."""
+    expected = _Manifest.parse(manifest, f"{where}/{RELEASE}").hashes
+    for path in sorted(expected.keys() | (found.keys() - {RELEASE})):
         if expected.get(path) != found.get(path):
-            raise _altered(folder / path)
-    model_config.read(folder / CONFIG)
+            raise InputError(_not_as_released(f"{where}/{path}"))
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of all files below a folder, by relative path."""
+    """SHA-256 of all files below a local folder, by relative path."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {path.relative_to(folder).as_posix(): sha256(path.read_bytes()) for path in files}
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def labels_text(labels: tuple[str, ...]) -> str:
@@ -150,30 +227,37 @@ def labels_text(labels: tuple[str, ...]) -> str:
     return "".join(f"{label}\n" for label in labels)
 
 
-def labels_of(version_folder: Path) -> tuple[str, ...]:
-    """The classes in a version's labels.txt."""
-    return tuple((version_folder / LABELS).read_text(encoding="utf-8").removesuffix("\n").split("\n"))
+def labels_in(content: bytes) -> tuple[str, ...]:
+    """The classes in a labels.txt."""
+    return tuple(content.decode().removesuffix("\n").split("\n"))
 
 
-def live_config(version_folder: Path, version: int) -> str:
-    """The text of the config.pbtxt that makes this version live."""
-    return model_config.to_text(model_config.pointed_at(model_config.read(version_folder / CONFIG), version))
+def pointing_config(own: "ModelConfig", version: int, kept: Collection[int] = ()) -> str:
+    """The text of the config.pbtxt that makes the version with this config of its own live."""
+    return model_config.to_text(model_config.pointed_at(own, version, kept))
 
 
-def demand_signature(root: Path, name: str, config: "ModelConfig", labels: tuple[str, ...]) -> None:
+def demand_signature(store: Store, name: str, config: "ModelConfig", labels: tuple[str, ...]) -> None:
     """SignatureError where the name is live with other inputs or outputs than the config's, or other labels."""
-    live = live_version(root, name)
-    if live is None:
+    content = live_config(store, name)
+    if content is None:
         return
     advice = "clients of the one cannot ask the other; give another --release-name"
-    tensors = model_config.signature(model_config.read(root / name / CONFIG)), model_config.signature(config)
+    is_live = f"{name} is live in {store.location} with"
+    current = model_config.parse(content, f"{store.location}/{name}/{CONFIG}")
+    tensors = model_config.signature(current), model_config.signature(config)
     for kind, old, new in zip(("inputs", "outputs"), *tensors, strict=True):
         if old != new:
-            raise SignatureError(f"{name} is live in {root} with {kind} {old}, and this model has {new}: {advice}")
-    for index, (was, now) in enumerate(zip_longest(labels_of(root / name / str(live)), labels)):
+            raise SignatureError(f"{is_live} {kind} {old}, and this model has {new}: {advice}")
+    known = labels_in(read(store, name, max(loaded_in(store, name, content)), LABELS))
+    for index, (was, now) in enumerate(zip_longest(known, labels)):
         if was != now:
-            raise SignatureError(f"{name} is live in {root} with label {index} {was!r}, here it is {now!r}: {advice}")
+            raise SignatureError(f"{is_live} label {index} {was!r}, here it is {now!r}: {advice}")
 
 
-def _altered(path: Path) -> InputError:
-    return InputError(f"{path} is not as it was released: restore it, or publish the model again")
+def _altered(store: Store, name: str, version: int, path: str) -> InputError:
+    return InputError(_not_as_released(f"{store.location}/{name}/{version}/{path}"))
+
+
+def _not_as_released(path: str) -> str:
+    return f"{path} is not as it was released: restore it, or publish the model again"

@@ -50,23 +50,6 @@ def locked(root: Path) -> Iterator[None]:
         ) from None
 
 
-@contextmanager
-def staging(root: Path, otherwise: Path) -> Iterator[Path]:
-    """An empty folder beside the root, where Triton does not look; in `otherwise` if that cannot be written.
-
-    Hold the lock: one name serves all publishers, so that each removes what a killed one has left.
-    """
-    beside = root.resolve().parent
-    folder = (beside if is_writable(beside) else otherwise) / f".{root.name}.staging"
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def is_writable(path: Path) -> bool:
     """Whether files can be made in this folder."""
     return path.is_dir() and os.access(path, os.W_OK | os.X_OK)

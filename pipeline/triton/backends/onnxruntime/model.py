@@ -6,6 +6,7 @@ from typing import Any
 
 import onnx
 import onnxruntime
+from google.protobuf.message import DecodeError
 
 # The stub knows nothing of this package; this file is reached by a link from the backend folder.
 sys.path.append(str(Path(__file__).resolve().parents[4]))
@@ -55,7 +56,10 @@ class TritonPythonModel:
 
 
 def _check_versions(contract: Contract) -> None:
-    model = onnx.load(contract.file, load_external_data=False)
+    try:
+        model = onnx.load(contract.file, load_external_data=False)
+    except DecodeError as error:
+        refuse(f"{contract.file} is not a whole ONNX file: {error}")
     if model.ir_version > NEWEST_IR:
         refuse(f"{contract.file} has ONNX IR version {model.ir_version}: expected at most {NEWEST_IR}")
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)

@@ -1,0 +1,175 @@
+"""Versions that go from one repository into another, straight or as a tar file.
+
+No hashed file of a version contains its number, so it may take another one there. Hashes are
+verified in the staging folder, before anything is visible.
+"""
+
+import hashlib
+import json
+import shutil
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import IO
+
+from pipeline.config import RELEASE_NAME
+from pipeline.errors import InputError
+from pipeline.records import Published, Record
+from pipeline.triton import model_config, repository
+from pipeline.triton.inspection import field
+from pipeline.triton.publishing import Arrival, bring_in
+from pipeline.triton.store import Store
+
+
+def copy(source: Store, target: Store, name: str, version: int | None, *, trust: bool, reason: str = "") -> Published:
+    """Publish a version of another repository, or its live one; one that is there already is not copied again.
+
+    InputError where it is altered, or makes Triton run code and `trust` is not given.
+    """
+    version = version or repository.live_version(source, name)
+    if version is None:
+        raise repository.unknown_name(source, name)
+    repository.demand_version(source, name, version)
+    where = f"{source.location}/{name}/{version}"
+
+    def fill(folder: Path) -> None:
+        for path, content in repository.verified_files(source, name, version):
+            _write(folder, path, BytesIO(content))
+        _check(folder, name, where, trust=trust)
+
+    release_json = repository.read(source, name, version, repository.RELEASE)
+    return _installed(target, Arrival("install", name, fill, origin=where, reason=reason), release_json)
+
+
+class Exported(Record):
+    """A version in a tar file; `bytes` and `sha256` are the file's."""
+
+    name: str
+    version: int
+    file: str
+    bytes: int
+    sha256: str
+
+
+def export(store: Store, name: str, version: int, path: Path) -> Exported:
+    """Write a version to a tar file, the same bytes each time; no file is left where that does not succeed."""
+    repository.demand_version(store, name, version)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as archive:
+            for inner, content in repository.verified_files(store, name, version):
+                # Its time is 1970, its owner nobody.
+                entry = tarfile.TarInfo(f"{name}/{inner}")
+                entry.size = len(content)
+                archive.addfile(entry, BytesIO(content))
+        with temporary.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return Exported(name=name, version=version, file=str(path), bytes=path.stat().st_size, sha256=sha256)
+
+
+def install(store: Store, path: Path, *, trust: bool, reason: str = "") -> Published:
+    """Publish the version in a tar file; one that is there already is left as it is.
+
+    InputError where the file is not one that `export` writes, was altered, or makes Triton run code and `trust` is
+    not given.
+    """
+    with _opened(path) as archive:
+        name, members = _members(archive, path)
+
+        def content(file: str) -> IO[bytes]:
+            found = archive.extractfile(members[file])
+            assert found is not None  # as `_members` lets only plain files pass
+            return found
+
+        def fill(folder: Path) -> None:
+            for file in members:
+                _write(folder, file, content(file))
+            _check(folder, name, str(path), trust=trust)
+
+        arrival = Arrival("install", name, fill, origin=path.name, reason=reason)
+        return _installed(store, arrival, content(repository.RELEASE).read())
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tarfile.TarFile]:
+    try:
+        with tarfile.open(path, "r:") as archive:
+            yield archive
+    except tarfile.TarError as error:
+        raise InputError(f"{path} is not a whole tar file ({error}): expected what bin/zoo export writes") from None
+
+
+def _members(archive: tarfile.TarFile, path: Path) -> tuple[str, dict[str, tarfile.TarInfo]]:
+    """The release's name, and the archive's entries by their paths in the version's folder."""
+    names, members = set(), {}
+    for member in archive:
+        name, _, file = member.name.partition("/")
+        if not member.isreg() or member.issparse() or not file or file in members:
+            raise InputError(
+                f"{path} holds {member.name!r}: expected plain files in one folder, each once, as bin/zoo export writes"
+            )
+        names.add(name)
+        members[file] = member
+    name = names.pop() if len(names) == 1 else ""
+    if not RELEASE_NAME.fullmatch(name) or repository.RELEASE not in members:
+        raise InputError(f"{path} is not one release in a folder of its name: expected what bin/zoo export writes")
+    return name, members
+
+
+def _write(folder: Path, file: str, content: IO[bytes]) -> None:
+    parts = file.split("/")
+    if not all(parts) or {".", ".."} & {*parts}:
+        raise InputError(f"{file!r} is not a path inside a version's folder: nothing was published")
+    target = folder.joinpath(*parts)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("xb") as opened:
+        shutil.copyfileobj(content, opened)
+
+
+def _check(folder: Path, name: str, where: str, *, trust: bool) -> None:
+    """InputError where what is staged is not a release of this name as it was released, or may not be trusted."""
+    for file in (repository.RELEASE, repository.CONFIG, repository.LABELS):
+        if not (folder / file).is_file():
+            raise InputError(f"{where} has no {file}: expected a released version")
+    manifest = (folder / repository.RELEASE).read_bytes()
+    repository.demand_as_released(repository.hashes(folder), manifest, where)
+    own = model_config.read(folder / repository.CONFIG)
+    if own.name != name:
+        raise InputError(f"{where} is a release of {own.name!r} under the name {name!r}: Triton would not load it")
+    # By the second, bin/evaluate and bin/infer choose the file that they open.
+    served_format = field(json.loads(manifest), "gated", "served_format")
+    code = model_config.code_in(own) or (served_format != "onnx" and f"served format {served_format!r}")
+    if code and not trust:
+        raise InputError(
+            f"{where} makes its user run code that comes with it ({code}): if you trust who made it, give --trust"
+        )
+
+
+def _installed(store: Store, arrival: Arrival, release_json: bytes) -> Published:
+    """Bring it in, unless the history says that it has come before and it is still there."""
+    name, release_sha256 = arrival.name, repository.sha256(release_json)
+    known = repository.versions(store, name)
+    there = [
+        event.version
+        for event in store.events()
+        if event.brings_in
+        and event.state in ("done", "superseded")
+        and (event.name, event.release_sha256) == (name, release_sha256)
+        and event.version in known
+    ]
+    if not there:
+        return bring_in(store, arrival)
+    version, live = there[-1], repository.live_version(store, name)
+    return Published(
+        name=name,
+        version=version,
+        previous=live,
+        repository=store.location,
+        live=version == live,
+        new=False,
+    )

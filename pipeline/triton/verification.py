@@ -1,0 +1,115 @@
+"""Whether a repository is as its history says: every hash, every config, every number. Nothing is changed."""
+
+from collections.abc import Iterator
+
+from pipeline.errors import InputError
+from pipeline.records import Record
+from pipeline.triton import history, journal, model_config, repository
+from pipeline.triton.history import Event
+from pipeline.triton.store import Store
+
+
+class Problem(Record):
+    """`version` is None where it is not of one version."""
+
+    name: str
+    version: int | None
+    problem: str
+
+
+class Verification(Record):
+    """`versions`: how many were read in full."""
+
+    repository: str
+    versions: int
+    problems: tuple[Problem, ...]
+
+
+def verify(store: Store, name: str | None = None, version: int | None = None) -> Verification:
+    """All names, or one name, or one version of it. InputError where there is no such name or version.
+
+    What a killed publisher has left is no problem: the next one finishes or removes it.
+    """
+    names = sorted(store.folders())
+    if name is not None and name not in names:
+        raise repository.unknown_name(store, name)
+    if name is not None and version is not None:
+        repository.demand_version(store, name, version)
+    events = journal.settled(store)
+    # Versions of killed publishers, which the next one will remove.
+    unfinished = {
+        (event.name, event.version)
+        for event in (journal.outcome(store, intent) for intent in history.open_intents(store.events()))
+        if journal.leaves_a_rest(event)
+    }
+    problems: list[Problem] = []
+    count = 0
+    for one in names if name is None else [name]:
+        at_hand = repository.versions(store, one)
+        known = [number for number in at_hand if (one, number) not in unfinished]
+        numbers = known if version is None else [version]
+        count += len(numbers)
+        problems += [
+            Problem(name=one, version=number, problem=text) for number, text in _altered(store, one, numbers, events)
+        ]
+        if version is None:
+            texts = (
+                *_about_config(store, one, known, history.promotions(events, one)),
+                *_against_history(one, known, events),
+                *_strays(store, one, expected=bool(at_hand) or one in {name for name, _ in unfinished}),
+            )
+            problems += [Problem(name=one, version=None, problem=text) for text in texts]
+    return Verification(repository=store.location, versions=count, problems=tuple(problems))
+
+
+def _altered(store: Store, name: str, versions: list[int], events: list[Event]) -> Iterator[tuple[int, str]]:
+    for version in versions:
+        try:
+            repository.verify_version(store, name, version, events)
+        except InputError as error:
+            yield version, str(error)
+
+
+def _about_config(store: Store, name: str, known: list[int], promoted: list[int]) -> Iterator[str]:
+    """Whether config.pbtxt is that of the version promoted last, and all that it names are there."""
+    config = repository.live_config(store, name)
+    if config is None:
+        if known:
+            yield "has versions and no config.pbtxt, so it is not served: publish it again"
+        return
+    try:
+        *kept, live = loaded = repository.loaded_in(store, name, config)
+        if promoted and promoted[-1] != live:
+            yield f"config.pbtxt has version {live} live, the history version {promoted[-1]}: promote the right one"
+        missing = [version for version in loaded if version not in known]
+        if missing:
+            yield f"config.pbtxt names version {', '.join(map(str, missing))}, which is not there: roll back"
+            return
+        own = repository.own_config(store, name, live)
+        if model_config.parse(config, repository.CONFIG) != model_config.pointed_at(own, live, kept):
+            yield f"config.pbtxt is not the one of version {live}: promote another version and this one again"
+        for version in kept:
+            if repository.own_config(store, name, version) != own:
+                yield f"version {version} is loaded under the configuration of version {live}: run bin/zoo finish"
+    except InputError as error:
+        yield str(error)
+
+
+def _against_history(name: str, known: list[int], events: list[Event]) -> Iterator[str]:
+    """Nothing is said of versions that the history does not know, as where a repository was copied without it."""
+    done = [event for event in events if event.name == name and event.state in ("done", "superseded")]
+    retired = {event.version for event in done if event.action == "retire"}
+    for version in sorted({event.version for event in done if event.brings_in} - retired - {*known}):
+        yield f"version {version} was published and is not there: restore it"
+    for version in sorted(retired & {*known}):
+        yield f"version {version} was retired and is there: remove its folder"
+
+
+def _strays(store: Store, name: str, *, expected: bool) -> Iterator[str]:
+    """What Triton takes for a model, or what makes it load one again whenever it changes."""
+    if not expected:
+        yield "is a folder with no version in it: remove it"
+    files = {path for path in store.files(name) if "/" not in path} - {repository.CONFIG}
+    folders = {folder for folder in store.folders(name) if not folder.isdecimal()}
+    for stray in sorted(files | folders):
+        yield f"{stray} is neither config.pbtxt nor a version: remove it"
