@@ -294,13 +294,13 @@ BENCH_TRAINING = (
 BENCH_SERVING = (
     cloup.option("--name", help="Released name [default: the one published last]"),
     model_repository,
-    cloup.option("--url", metavar="HOST:PORT", help="A running server's address [default: start one]"),
     cloup.option(
-        "--protocol",
-        type=click.Choice(("http", "grpc")),
-        default="http",
-        show_default=True,
-        help="How the server is asked",
+        "--url",
+        metavar="URL",
+        help="A running server: host:port, or grpc://host:port [default: start the embedded one]",
+    ),
+    cloup.option(
+        "--protocol", type=click.Choice(("http", "grpc")), help="To ask a server that is started [default: http]"
     ),
     cloup.option(
         "--concurrency",

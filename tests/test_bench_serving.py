@@ -17,6 +17,7 @@ from pipeline.benchmarks.serving import ServingBenchmark, Settings
 from pipeline.benchmarks.serving_table import table
 from pipeline.errors import InputError, ServerError
 from pipeline.triton.server import Server, ServerOptions, running
+from pipeline.triton.store import open_store
 
 SHORT = ("--seconds", "0.1", "--rounds", "2", "--concurrency", "3", "--concurrency", "1")
 
@@ -63,7 +64,8 @@ def test_a_running_server_is_asked_and_goes_on(
     released: Workplace, server: Server, protocol: str, tmp_path: Path
 ) -> None:
     url = server.http_url if protocol == "http" else server.grpc_url
-    arguments = (*SHORT, "--model-repository", str(released.repository), "--url", url, "--protocol", protocol)
+    given = url if protocol == "http" else f"grpc://{url}"
+    arguments = (*SHORT, "--model-repository", str(released.repository), "--url", given)
     done = run_command("bench", "serving", *arguments, "--json", "bench.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"by {protocol} from the server at {url}" in done.stdout
@@ -98,11 +100,13 @@ def test_a_refused_request_ends_it(server: Server, protocol: Protocol) -> None:
 
 
 def test_a_server_of_other_answers_is_not_measured(released: Workplace, server: Server, tmp_path: Path) -> None:
+    version = tmp_path / NAME / "1"
+    version.mkdir(parents=True)
     with np.load(released.repository / NAME / "1" / "golden.npz") as golden:
-        np.savez(tmp_path / "golden.npz", images=golden["images"], probabilities=golden["probabilities"][::-1])
+        np.savez(version / "golden.npz", images=golden["images"], probabilities=golden["probabilities"][::-1])
     settings = Settings(protocol="http", concurrencies=(1,), batch_size=1, seconds=1, rounds=1)
     with pytest.raises(InputError, match="does not give the answers"):
-        serving._target(tmp_path, NAME, server.http_url, settings)
+        serving._target(open_store(tmp_path), NAME, 1, server.http_url, settings)
 
 
 def test_perf_analyzers_report_is_read() -> None:
@@ -122,7 +126,7 @@ def nobody() -> Iterator[str]:
 def test_no_server_there_is_one_line_and_status_4(
     released: Workplace, nobody: str, protocol: str, tmp_path: Path
 ) -> None:
-    arguments = ("--model-repository", str(released.repository), "--url", nobody, "--protocol", protocol)
+    arguments = ("--model-repository", str(released.repository), "--url", f"{protocol}://{nobody}")
     done = run_command("bench", "serving", *SHORT, *arguments, cwd=tmp_path)
     assert done.returncode == 4
     assert done.stderr.startswith("error: ")
@@ -130,7 +134,7 @@ def test_no_server_there_is_one_line_and_status_4(
     assert nobody.rpartition(":")[2] in done.stderr or "refused" in done.stderr
 
 
-@pytest.mark.parametrize(("arguments", "said"), [((), "nothing is released"), (("--name", "mnist"), "unknown release")])
+@pytest.mark.parametrize(("arguments", "said"), [((), "nothing is released"), (("--name", "mnist"), "mnist is not in")])
 def test_what_is_not_released_is_one_line_and_status_2(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
     (tmp_path / "model_repository").mkdir()
     done = run_command("bench", "serving", *arguments, cwd=tmp_path)

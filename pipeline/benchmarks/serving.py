@@ -4,6 +4,7 @@ In process the same file answers the same images, one thread for each request, a
 cores at most. What the server lacks to that is what serving costs.
 """
 
+import io
 import logging
 import os
 import shutil
@@ -12,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -21,16 +21,16 @@ import onnxruntime
 from pipeline import console, provenance
 from pipeline.benchmarks import load
 from pipeline.benchmarks.load import Load, Protocol, Target
-from pipeline.errors import InputError, UnknownIdError
+from pipeline.errors import InputError
 from pipeline.records import CodeInfo, Record
 from pipeline.specs import INPUT, OUTPUT, Images
-from pipeline.triton import client, repository
+from pipeline.triton import client, golden, repository
 from pipeline.triton.server import ServerOptions, running
+from pipeline.triton.store import Store
 
 _log = logging.getLogger(__name__)
 
 _SECONDS_TO_LIVE = 120
-_TOLERANCE = 1e-3  # of a probability: the same file on another runtime, not another version
 
 # So many requests at once, for so many seconds.
 Ask = Callable[[int, float], Load]
@@ -72,23 +72,20 @@ class ServingBenchmark(Record):
     points: tuple[Point, ...]
 
 
-def benchmark(root: Path, name: str | None, url: str | None, settings: Settings) -> ServingBenchmark:
+def benchmark(store: Store, name: str | None, url: str | None, settings: Settings) -> ServingBenchmark:
     """Of the live version under `name`, else of the name published last; without a `url` a server is started.
 
     InputError where the repository lacks it or the server answers otherwise; ServerError where none answers.
     """
-    name = name or repository.newest(root)
-    version = repository.live_version(root, name)
-    if version is None:
-        raise UnknownIdError("release", name, repository.names(root))
-    repository.verify_version(root, name, version)
-    folder = root / name / str(version)
-    with _server(root, name, url, settings.protocol) as (address, server):
-        target = _target(folder, name, address, settings)
+    name = name or repository.newest(store)
+    version = repository.find(store, name)
+    repository.verify_version(store, name, version)
+    with _server(store, name, url, settings.protocol) as (address, server):
+        target = _target(store, name, version, address, settings)
         program = shutil.which("perf_analyzer")
         sides = (
             partial(load.ask_by_perf_analyzer, program, target) if program else partial(load.ask, target),
-            _in_process(folder / "model.onnx", target.images),
+            _in_process(store, name, version, target.images),
         )
         points = _measure(sides, settings)
     return ServingBenchmark(
@@ -104,13 +101,14 @@ def benchmark(root: Path, name: str | None, url: str | None, settings: Settings)
 
 
 @contextmanager
-def _server(root: Path, name: str, url: str | None, protocol: Protocol) -> Iterator[tuple[str, str]]:
-    """The address to ask, and which server that is."""
+def _server(store: Store, name: str, url: str | None, protocol: Protocol) -> Iterator[tuple[str, str]]:
+    """The `host:port` to ask, and which server that is."""
     if url:
-        yield url, f"the server at {url}"
+        _, address = client.protocol_and_address(url)
+        yield address, f"the server at {address}"
         return
     options = ServerOptions(
-        repository=root,
+        repository=store.location,
         log_file=None,
         control="explicit",
         exit_on_error=True,
@@ -126,26 +124,28 @@ def _server(root: Path, name: str, url: str | None, protocol: Protocol) -> Itera
         yield address, f"Triton {server.version} (embedded)"
 
 
-def _target(folder: Path, name: str, address: str, settings: Settings) -> Target:
+def _target(store: Store, name: str, version: int, address: str, settings: Settings) -> Target:
     """The version's recorded images, when the server has given the recorded answers to them."""
-    with np.load(folder / "golden.npz") as golden:
-        chosen = np.arange(settings.batch_size) % len(golden["images"])
-        images, expected = golden["images"][chosen], golden["probabilities"][chosen]
+    recorded = golden.load(io.BytesIO(repository.read(store, name, version, golden.FILE)))
     classify = client.classify_http if settings.protocol == "http" else client.classify_grpc
-    answer = classify(address, name, images)
-    if answer.shape != expected.shape or not np.allclose(answer, expected, rtol=0, atol=_TOLERANCE):
+    size = settings.batch_size
+    (check,) = golden.check_answers(settings.protocol, classify, address, name, version, recorded, (size,))
+    if not check.passed:
         raise InputError(
-            f"the server at {address} does not give the answers of {folder}: name the --model-repository that it serves"
+            f"the server at {address} does not give the answers of {name}:{version} in {store.location} "
+            f"({check.detail}): name the --model-repository that it serves"
         )
-    return Target(settings.protocol, address, name, images)
+    return Target(settings.protocol, address, name, recorded.images[np.arange(size) % len(recorded.images)])
 
 
-def _in_process(file: Path, images: Images) -> Ask:
-    if not file.exists():
-        raise InputError(f"{file} is missing, so there is nothing to compare with: export and publish it as ONNX, too")
+def _in_process(store: Store, name: str, version: int, images: Images) -> Ask:
+    file = repository.MODEL_FILES["onnx"]
+    if file not in store.files(f"{name}/{version}"):
+        raise InputError(f"{name}:{version} has no {file} to compare with: release it with --export-format all")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    content = repository.read(store, name, version, file)
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
     def answer(deadline: float) -> list[float]:
         latencies, now = [], 0.0

@@ -70,7 +70,7 @@ def _serving(
     name: str | None,
     model_repository: str | None,
     url: str | None,
-    protocol: "Protocol",
+    protocol: "Protocol | None",
     concurrency: tuple[int, ...],
     batch_size: int,
     seconds: float,
@@ -83,18 +83,22 @@ def _serving(
     \b
     Example: bin/bench serving --plot serving.png
     """
+    if url and protocol:
+        raise InputError("--protocol is of a server that is started: write --url grpc://HOST:PORT, or leave out --url")
     _make_folders(json_file, plot_file)
 
     from pipeline import settings
     from pipeline.benchmarks import serving, serving_plot
     from pipeline.benchmarks.serving_table import table
+    from pipeline.triton.client import protocol_and_address
+    from pipeline.triton.store import open_store
 
     result = serving.benchmark(
-        settings.folder(model_repository, "model_repository"),
+        open_store(settings.model_repository(model_repository)),
         name,
         url,
         serving.Settings(
-            protocol=protocol,
+            protocol=protocol_and_address(url)[0] if url else protocol or "http",
             concurrencies=tuple(sorted(set(concurrency))) or (1, 2, 4, 8, 16),
             batch_size=batch_size,
             seconds=seconds,

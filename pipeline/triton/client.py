@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPException
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -115,11 +115,8 @@ def connected(url: str) -> Iterator[Connection]:
 
     InputError where the address is none. Whether a server is there turns out at the first request.
     """
-    found = _ADDRESS.fullmatch(url)
-    if not found:
-        raise InputError(f"{url!r} is no server's address: expected host:port, http://host:port or grpc://host:port")
-    scheme, address = found.groups()
-    if scheme == "grpc":
+    protocol, address = protocol_and_address(url)
+    if protocol == "grpc":
         from tritonclient import grpc
 
         deadline = {"client_timeout": _TIMEOUT_SECONDS}
@@ -156,6 +153,14 @@ def load_model(url: str, model: str) -> None:
 
     with _server(model), http.InferenceServerClient(url, network_timeout=_TIMEOUT_SECONDS) as client:
         client.load_model(model)
+
+
+def protocol_and_address(url: str) -> tuple[Literal["http", "grpc"], str]:
+    """The protocol and the `host:port` of what `connected` takes; InputError where the address is none."""
+    found = _ADDRESS.fullmatch(url)
+    if not found:
+        raise InputError(f"{url!r} is no server's address: expected host:port, http://host:port or grpc://host:port")
+    return "grpc" if found[1] == "grpc" else "http", found[2]
 
 
 def http_address(url: str) -> str:
