@@ -1,25 +1,30 @@
-"""Classify some test images by a running server or by the released file, and draw the answers."""
+"""Classify pictures by a running server or by the released file, and draw what was asked."""
 
 import logging
-import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from pipeline import registry
-from pipeline.errors import FolderError, InputError, ServerError
-from pipeline.specs import Images, Probabilities, Split
-from pipeline.triton import client, repository
-from pipeline.triton.repository import Release
+from pipeline import predictors
+from pipeline.errors import DataError, FolderError, ServerError
+from pipeline.pictures import pixels
+from pipeline.predictors import Origin, Predictor
+from pipeline.specs import Images
+from pipeline.triton import repository
 from pipeline.triton.store import Store
 
 _log = logging.getLogger(__name__)
 
 _SCALE = 8  # a 28x28 image is hard to see
+_MIDDLE = 127.5  # between black and white
 
 
-def infer(
+def infer_test_images(
     store: Store, data_dir: Path, results: Path, *, name: str | None, url: str, count: int, seed: int | None
 ) -> str:
     """A table of the answers to `count` random test images; one `predicted_<class>_<index>.png` for each.
@@ -27,53 +32,96 @@ def infer(
     InputError where nothing is released under the name, or the data has other classes.
     """
     name = name or repository.newest(store)
-    version = repository.live_version(store, name)
-    if version is None:
-        raise repository.unknown_name(store, name)
-    released = repository.release(store, name, version)
-    test = _test_images(released, data_dir)
-    chosen = np.random.default_rng(seed).choice(len(test), size=min(count, len(test)), replace=False)
-    images = test.images(chosen)
-    probabilities, answered_by = _ask(store, name, version, url, images)
-    labels = released.data.labels
-    lines = [f"{name} version {version}, {answered_by}", f"{'index':>6}  {'predicted':<16} {'probability':>11}  true"]
-    for index, image, row in zip(chosen.tolist(), images, probabilities, strict=True):
+    origin = predictors.origin(store, name, repository.find(store, name))
+    with _predictor(store, name, url) as predictor:
+        # With the seed of the released run: by it an image folder's test images were set apart.
+        test = predictors.load_test_set(predictor, origin.config.dataset_id, data_dir, origin.config.seed)
+        chosen = np.random.default_rng(seed).choice(len(test.split), size=min(count, len(test.split)), replace=False)
+        right = [test.labels[label] for label in test.split.labels[chosen]]
+        return "\n".join(_answers(predictor, test.split.images(chosen), chosen.tolist(), results, "true", right))
+
+
+def infer_files(store: Store, files: Sequence[Path], results: Path, *, name: str | None, url: str, invert: bool) -> str:
+    """A table of the answers to picture files of any size; `predicted_<class>_<place in the list>.png` for each.
+
+    They become pixels as those of an image folder do; `invert` then exchanges light and dark. Where a server answers,
+    nothing need be released here. DataError names all files that cannot be used.
+    """
+    name = name or repository.newest(store)
+    with _predictor(store, name, url) as predictor:
+        images = _decoded(files, predictor.shape)
+        images = 255 - images if invert else images
+        lines = _answers(predictor, images, range(len(files)), results, "file", list(map(str, files)))
+        return "\n".join(
+            [*lines, *_notes(files, images, predictor.origin or predictors.local_origin(store, name, None))]
+        )
+
+
+@contextmanager
+def _predictor(store: Store, name: str, url: str) -> Iterator[Predictor]:
+    """The server, or the released file where no server answers for it."""
+    with ExitStack() as stack:
+        try:
+            predictor = stack.enter_context(predictors.of_server(url, name))
+        except ServerError as error:
+            if name not in repository.names(store):
+                raise
+            _log.debug("no server: %s", error)
+            predictor = predictors.of_release(store, name, repository.find(store, name))
+            predictor = replace(predictor, answered_by=f"{predictor.answered_by}, as no server serves it at {url}")
+        yield predictor
+
+
+def _answers(
+    predictor: Predictor, images: Images, indices: Sequence[int], results: Path, heading: str, column: Sequence[str]
+) -> list[str]:
+    """A line for each image, with its value of a further column, under two lines of heading; draws each."""
+    labels = predictor.labels or tuple(map(str, range(predictor.classes)))
+    lines = [
+        f"{predictor.name} version {predictor.version}, answered by {predictor.answered_by}",
+        f"{'index':>6}  {'predicted':<16} {'probability':>11}  {heading}",
+    ]
+    for index, image, row, value in zip(indices, images, predictor.predict(images), column, strict=True):
         best = int(row.argmax())
         path = results / f"predicted_{best}_{index}.png"
         _draw(image, path)
-        right = labels[int(test.labels[index])]
-        lines.append(f"{index:6d}  {labels[best]:<16} {row[best]:11.2%}  {right:<12} {path}")
-    return "\n".join(lines)
+        lines.append(f"{index:6d}  {labels[best]:<16} {row[best]:11.2%}  {value:<12} {path}")
+    return lines
 
 
-def _test_images(released: Release, data_dir: Path) -> Split:
-    """With the seed of the released run: by it an image folder's test images were set apart."""
-    options, entry = released.config.train.data_options(data_dir), registry.dataset(released.data.dataset_id)
-    if entry.describe(options).labels != released.data.labels:
-        raise InputError(
-            f"the classes in {data_dir} are not those of {released.name} ({', '.join(released.data.labels)}): name the "
-            "folder of its data by --data-dir"
-        )
-    return entry.load(options).test
-
-
-def _ask(store: Store, name: str, version: int, url: str, images: Images) -> tuple[Probabilities, str]:
-    try:
-        return client.classify_http(url, name, images), f"answered by the server at {url}"
-    except ServerError as error:
-        _log.debug("no server: %s", error)
-    repository.verify_version(store, name, version)
-    path = f"{name}/{version}/model.onnx"
-    with tempfile.NamedTemporaryFile() as file:
+def _decoded(files: Sequence[Path], shape: tuple[int, int, int]) -> Images:
+    """uint8 [N, *shape]."""
+    images, bad = [], []
+    for path in files:
         try:
-            file.write(store.read(path))
-        except FileNotFoundError:
-            raise InputError(
-                f"{store.location}/{path} is missing and no server answers at {url}: start bin/serve, then ask again"
-            ) from None
-        file.flush()
-        run = registry.file_format("onnx").open(Path(file.name), lambda: None)  # type: ignore[arg-type,return-value]
-    return run(images), f"answered by {store.location}/{path}, as no server serves it at {url}"
+            # Of a picture that would fill the memory Pillow only warns, up to twice its limit.
+            with (
+                path.open("rb") as file,
+                warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
+            ):
+                images.append(pixels(file, shape))
+        except OSError as error:
+            bad.append(f"{path} ({error.strerror})")
+        except DataError as error:
+            bad.append(f"{path} ({error})")
+    if bad:
+        raise DataError(f"{len(bad)} of {len(files)} files cannot be used; replace or leave out {'; '.join(bad)}")
+    return np.stack(images)
+
+
+def _notes(files: Sequence[Path], images: Images, origin: Origin | None) -> list[str]:
+    """On grey pictures that are light where the training images were dark, or dark where those were light."""
+    if origin is None or images.shape[1] > 1:
+        return []
+    light = np.mean(origin.data.mean) > _MIDDLE
+    other = [str(file) for file, image in zip(files, images, strict=True) if (image.mean() > _MIDDLE) != light]
+    if not other:
+        return []
+    usual, found = ("light", "dark") if light else ("dark", "light")
+    return [
+        f"note: mostly {found}, where the training images are mostly {usual}: {', '.join(other)}; "
+        "--invert exchanges light and dark"
+    ]
 
 
 def _draw(image: Images, path: Path) -> None:

@@ -6,7 +6,7 @@ Imports little: `--help` must answer at once.
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import click
 import cloup
@@ -58,6 +58,55 @@ class FiniteRange(click.FloatRange):
         return number
 
 
+class Named(NamedTuple):
+    """NAME or NAME:V, as typed."""
+
+    name: str
+    version: int | None
+
+
+class Version(NamedTuple):
+    """NAME:V, as typed."""
+
+    name: str
+    number: int
+
+
+class _NamedType(click.ParamType[Any]):
+    name = "NAME[:V]"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from pipeline.config import RELEASE_NAME
+
+        name, colon, number = value.partition(":")
+        if not RELEASE_NAME.fullmatch(name) or (colon and not (number.isdecimal() and int(number))):
+            self.fail(f"{value!r} is not {self.name}, as digits:3 for version 3 of digits.", param, ctx)
+        return Named(name, int(number) if colon else None)
+
+
+class _VersionType(_NamedType):
+    name = "NAME:V"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        name, number = super().convert(value, param, ctx)
+        if number is None:
+            self.fail(f"{value!r} is not {self.name}: name the version, as {name}:3.", param, ctx)
+        return Version(name, number)
+
+
+class _NameType(_NamedType):
+    name = "NAME"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        name, number = super().convert(value, param, ctx)
+        if number is not None:
+            self.fail(f"{value!r} is not {self.name}: leave out the version.", param, ctx)
+        return name
+
+
+NAME = _NameType()
+NAMED = _NamedType()
+VERSION = _VersionType()
 SHARE = FiniteRange(0, 1)
 POSITIVE = FiniteRange(0, min_open=True)
 NOT_NEGATIVE = FiniteRange(0)
@@ -86,7 +135,7 @@ def _plain(*names: str, kind: Any, text: str) -> Option:
 model_repository = cloup.option(
     "--model-repository",
     metavar="DIR",
-    help="Triton model repository [env: MODEL_REPOSITORY; default: ./model_repository]",
+    help="Triton model repository, a folder or s3://bucket/prefix [env: MODEL_REPOSITORY; default: ./model_repository]",
 )
 data_dir = cloup.option(
     "--data-dir", metavar="DIR", help="Where the data lies, or is fetched to [env: DATA_DIR; default: ./data]"

@@ -178,6 +178,25 @@ class Evaluated(Record):
     seconds: float
 
 
+class EvalResults(Record):
+    """The content of `eval_results.json`: how well a run's network, a released version or a server answers a test set.
+
+    `accuracy` and those of the classes are shares of the test images, None for a class without one; `test_loss` is the
+    mean negative log-likelihood. `version`: None of a run. `file_sha256`: None of a server.
+    """
+
+    model: str
+    version: int | None
+    answered_by: str
+    file_sha256: str | None
+    dataset_id: str
+    data_sha256: str
+    images: int
+    test_loss: float
+    accuracy: float
+    per_class_accuracy: dict[str, float | None]
+
+
 class ExportedFile(Record):
     format: Format
     path: str

@@ -1,11 +1,14 @@
 """The network as it is served: raw pixels in, probabilities out, in one graph."""
 
+from functools import partial
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
 from pipeline import registry
-from pipeline.records import DataInfo
-from pipeline.specs import Classifier
+from pipeline.records import DataInfo, Format
+from pipeline.specs import Classifier, Runner
 from pipeline.training.batches import Normalise
 
 
@@ -31,3 +34,8 @@ def build_network(model_id: str, data: DataInfo, seed: int = 0) -> Classifier:
 def build_served(model_id: str, data: DataInfo) -> Served:
     """An untrained served network to load exported weights into."""
     return Served(build_network(model_id, data), Normalise(data.mean, data.std))
+
+
+def open_file(path: Path, file_format: Format, model_id: str, data: DataInfo) -> Runner:
+    """Ask an exported file, on the CPU."""
+    return registry.file_format(file_format).open(path, partial(build_served, model_id, data))

@@ -7,18 +7,23 @@ from pathlib import Path
 from pipeline.errors import FolderError, ServerError
 from pipeline.triton import client
 from pipeline.triton.server import ServerOptions, running
+from pipeline.triton.store import open_store
 
 _SECONDS_TO_LIVE = 120
 
 
 def serve(
-    repository: Path, *, host: str, ports: tuple[int, int, int], log_file: Path | None, say: Callable[[str], None]
+    repository: str, *, host: str, ports: tuple[int, int, int], log_file: Path | None, say: Callable[[str], None]
 ) -> None:
     """Returns only by an exception: a signal's, or ServerError where the server stops by itself.
 
     `ports` are those of HTTP, gRPC and metrics; 0 takes a free one.
     """
-    if not repository.is_dir():
+    if "://" in repository:
+        # Triton would say less of what is wrong there, or wait for ever.
+        if not open_store(repository).folders():
+            raise FolderError(f"{repository} holds no models: release one by bin/train, or name --model-repository")
+    elif not Path(repository).is_dir():
         raise FolderError(f"{repository} is not a folder: release a model by bin/train, or name --model-repository")
     options = ServerOptions(
         repository=repository,

@@ -16,6 +16,8 @@ from pipeline.config import Criterion, TrainConfig
 
 # A shell may have started the tests in the background, where Ctrl-C is ignored, and processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Tests run side by side, and threads of several trainings would wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).parent.parent
 NAME = "mnist_cnn_v1-digits_v1"

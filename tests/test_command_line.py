@@ -168,7 +168,7 @@ def test_a_port_in_use_is_named(released: Workplace) -> None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "epochs", "max_steps"), [([], 1, 188), (["--epochs", "2"], 2, None), (["--max-steps", "9"], 1, 9)]
+    ("typed", "epochs", "max_steps"), [([], 1, 162), (["--epochs", "2"], 2, None), (["--max-steps", "9"], 1, 9)]
 )
 def test_the_recipes_steps_yield_to_epochs_that_were_typed(
     typed: list[str], epochs: int, max_steps: int | None

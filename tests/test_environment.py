@@ -144,7 +144,7 @@ def test_exit_status_and_signals_are_those_of_python(project: Project) -> None:
     assert process.returncode == -signal.SIGTERM
 
 
-@pytest.mark.parametrize("command", ["train", "infer", "serve", "zoo"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "infer", "serve", "zoo"])
 def test_commands_run_the_pipeline_from_anywhere(project: Project, tmp_path: Path, command: str) -> None:
     project.pretend_installed()
     (project.root / "pipeline").mkdir()

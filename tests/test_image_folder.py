@@ -381,7 +381,7 @@ def test_the_size_is_the_wanted_one_and_else_64(colours: Path) -> None:
     assert describe(config, colours).shape == (3, 64, 64)
     large = config.model_copy(update={"image_size": 100})
     assert describe(large, colours).shape == (3, 100, 100)
-    with pytest.raises(InputError, match="16 to 64 pixels; choose another --model-id, --dataset-id or --image-size"):
+    with pytest.raises(InputError, match="20 to 64 pixels; choose another --model-id, --dataset-id or --image-size"):
         check_fit(large, describe(large, colours))
 
 
@@ -403,7 +403,7 @@ def test_a_folder_becomes_a_release_that_answers(tmp_path: Path) -> None:
     paint(tmp_path / "Colours", count=60)
     data = ("--data-dir", "Colours")
     done = run_command(
-        "train", "--dataset-id", "image_folder_v1", *data, "--image-size", "16", "--epochs", "4", "--batch-size", "8",
+        "train", "--dataset-id", "image_folder_v1", *data, "--image-size", "20", "--epochs", "4", "--batch-size", "8",
         "--skip-visualizations", "--output-dir", "run", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -34,7 +34,7 @@ def command(
     from pipeline import serving, settings
 
     serving.serve(
-        settings.folder(model_repository, "model_repository"),
+        settings.model_repository(model_repository),
         host=host,
         ports=(http_port, grpc_port, metrics_port),
         log_file=Path(log_file) if log_file else None,

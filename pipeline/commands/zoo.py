@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
 import cloup
@@ -22,44 +22,6 @@ if TYPE_CHECKING:
     from pipeline.triton.verification import Verification
 
 
-class Named(NamedTuple):
-    """NAME or NAME:V, as typed."""
-
-    name: str
-    version: int | None
-
-
-class Version(NamedTuple):
-    """NAME:V, as typed."""
-
-    name: str
-    number: int
-
-
-class _NamedType(click.ParamType[Any]):
-    name = "NAME[:V]"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int | None]:
-        from pipeline.config import RELEASE_NAME
-
-        name, colon, number = value.partition(":")
-        if not RELEASE_NAME.fullmatch(name) or (colon and not (number.isdecimal() and int(number))):
-            self.fail(f"{value!r} is not {self.name}, as digits:3 for version 3 of digits.", param, ctx)
-        return Named(name, int(number) if colon else None)
-
-
-class _VersionType(_NamedType):
-    name = "NAME:V"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int | None]:
-        name, number = super().convert(value, param, ctx)
-        if number is None:
-            self.fail(f"{value!r} is not {self.name}: name the version, as {name}:3.", param, ctx)
-        return Version(name, number)
-
-
-_NAMED = _NamedType()
-_VERSION = _VersionType()
 _OLD_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 _json = cloup.option("--json", "as_json", is_flag=True, help="Answer as JSON, of a shape that stays")
@@ -96,11 +58,9 @@ def _answers(answer: Callable[..., "Record"], then: Callable[[Any], None] = lamb
 
 def _demand_sound(verification: "Verification") -> None:
     if verification.problems:
-        first = verification.problems[0]
-        raise InputError(
-            f"{len(verification.problems)} problems in {verification.repository}, the first of {first.name}: "
-            f"{first.problem}"
-        )
+        first, *more = verification.problems
+        others = f"; and {len(more)} more" if more else ""
+        raise InputError(f"{verification.repository} has a problem: {first.name}: {first.problem}{others}")
 
 
 @command.command("list", context_settings=CONTEXT)
@@ -113,9 +73,9 @@ def _list(store: "Store") -> "Listing":
 
 
 @command.command("show", context_settings=CONTEXT)
-@cloup.argument("named", metavar="NAME[:V]", type=_NAMED)
+@cloup.argument("named", metavar="NAME[:V]", type=options.NAMED)
 @_answers
-def _show(store: "Store", named: Named) -> "NameDetails | VersionDetails":
+def _show(store: "Store", named: options.Named) -> "NameDetails | VersionDetails":
     """A name's versions, or one version: what it is, who proved it, how it stood at the gates."""
     from pipeline.triton import inspection
 
@@ -125,9 +85,9 @@ def _show(store: "Store", named: Named) -> "NameDetails | VersionDetails":
 
 
 @command.command("verify", context_settings=CONTEXT)
-@cloup.argument("named", metavar="[NAME[:V]]", type=_NAMED, required=False)
+@cloup.argument("named", metavar="[NAME[:V]]", type=options.NAMED, required=False)
 @partial(_answers, then=_demand_sound)
-def _verify(store: "Store", named: Named | None) -> "Verification":
+def _verify(store: "Store", named: options.Named | None) -> "Verification":
     """Hash every file, and hold configs and history against each other. Status 2 where something is wrong."""
     from pipeline.triton import verification
 
@@ -153,11 +113,11 @@ def _publish(store: "Store", run_folder: str, reason: str) -> "Published":
 
 
 @command.command("promote", context_settings=CONTEXT)
-@cloup.argument("chosen", metavar="NAME:V", type=_VERSION)
+@cloup.argument("chosen", metavar="NAME:V", type=options.VERSION)
 @cloup.option("--keep-live", is_flag=True, help="The version that is live now stays loaded, until bin/zoo finish")
 @_reason
 @_answers
-def _promote(store: "Store", chosen: Version, keep_live: bool, reason: str) -> "Event":
+def _promote(store: "Store", chosen: options.Version, keep_live: bool, reason: str) -> "Event":
     """Make a version live.
 
     With --keep-live both are loaded: who names no version is answered by the new one, which must be the higher
@@ -169,7 +129,7 @@ def _promote(store: "Store", chosen: Version, keep_live: bool, reason: str) -> "
 
 
 @command.command("finish", context_settings=CONTEXT)
-@cloup.argument("name")
+@cloup.argument("name", metavar="NAME", type=options.NAME)
 @_reason
 @_answers
 def _finish(store: "Store", name: str, reason: str) -> "Event":
@@ -180,7 +140,7 @@ def _finish(store: "Store", name: str, reason: str) -> "Event":
 
 
 @command.command("rollback", context_settings=CONTEXT)
-@cloup.argument("name")
+@cloup.argument("name", metavar="NAME", type=options.NAME)
 @_reason
 @_answers
 def _rollback(store: "Store", name: str, reason: str) -> "Event":
@@ -191,11 +151,11 @@ def _rollback(store: "Store", name: str, reason: str) -> "Event":
 
 
 @command.command("retire", context_settings=CONTEXT)
-@cloup.argument("chosen", metavar="NAME:V", type=_VERSION)
+@cloup.argument("chosen", metavar="NAME:V", type=options.VERSION)
 @cloup.option("--force", is_flag=True, help="Also the version that the next roll-back goes to")
 @_reason
 @_answers
-def _retire(store: "Store", chosen: Version, force: bool, reason: str) -> "Event":
+def _retire(store: "Store", chosen: options.Version, force: bool, reason: str) -> "Event":
     """Remove a version that is not loaded. Its number is not used again."""
     from pipeline.triton import switching
 
@@ -203,7 +163,7 @@ def _retire(store: "Store", chosen: Version, force: bool, reason: str) -> "Event
 
 
 @command.command("prune", context_settings=CONTEXT)
-@cloup.argument("name", required=False)
+@cloup.argument("name", metavar="[NAME]", type=options.NAME, required=False)
 @cloup.option("--keep", type=options.COUNT, required=True, help="How many of the newest versions stay")
 @_reason
 @_answers
@@ -215,7 +175,7 @@ def _prune(store: "Store", name: str | None, keep: int, reason: str) -> "Pruned"
 
 
 @command.command("history", context_settings=CONTEXT)
-@cloup.argument("name")
+@cloup.argument("name", metavar="NAME", type=options.NAME)
 @_answers
 def _history(store: "Store", name: str) -> "Chronicle":
     """What happened to a name, when, by whom and why."""
@@ -225,10 +185,10 @@ def _history(store: "Store", name: str) -> "Chronicle":
 
 
 @command.command("diff", context_settings=CONTEXT)
-@cloup.argument("before", metavar="NAME:V", type=_VERSION)
-@cloup.argument("after", metavar="NAME:W", type=_VERSION)
+@cloup.argument("before", metavar="NAME:V", type=options.VERSION)
+@cloup.argument("after", metavar="NAME:W", type=options.VERSION)
 @_answers
-def _diff(store: "Store", before: Version, after: Version) -> "Difference":
+def _diff(store: "Store", before: options.Version, after: options.Version) -> "Difference":
     """How two versions differ: metrics, recall of each class, configuration, data."""
     from pipeline.triton import inspection
 
@@ -238,11 +198,11 @@ def _diff(store: "Store", before: Version, after: Version) -> "Difference":
 
 
 @command.command("push", context_settings=CONTEXT)
-@cloup.argument("named", metavar="NAME[:V]", type=_NAMED)
+@cloup.argument("named", metavar="NAME[:V]", type=options.NAMED)
 @cloup.argument("location")
 @_reason
 @_answers
-def _push(store: "Store", named: Named, location: str, reason: str) -> "Published":
+def _push(store: "Store", named: options.Named, location: str, reason: str) -> "Published":
     """Publish a version, or the live one, in the repository at LOCATION too.
 
     It may get another number there. One that is there already is left as it is.
@@ -255,12 +215,12 @@ def _push(store: "Store", named: Named, location: str, reason: str) -> "Publishe
 
 
 @command.command("pull", context_settings=CONTEXT)
-@cloup.argument("named", metavar="NAME[:V]", type=_NAMED)
+@cloup.argument("named", metavar="NAME[:V]", type=options.NAMED)
 @cloup.argument("location")
 @_trust
 @_reason
 @_answers
-def _pull(store: "Store", named: Named, location: str, trust: bool, reason: str) -> "Published":
+def _pull(store: "Store", named: options.Named, location: str, trust: bool, reason: str) -> "Published":
     """Publish a version, or the live one, of the repository at LOCATION here too.
 
     It may get another number here. One that is here already is left as it is.
@@ -272,10 +232,10 @@ def _pull(store: "Store", named: Named, location: str, trust: bool, reason: str)
 
 
 @command.command("export", context_settings=CONTEXT)
-@cloup.argument("chosen", metavar="NAME:V", type=_VERSION)
+@cloup.argument("chosen", metavar="NAME:V", type=options.VERSION)
 @cloup.argument("file", metavar="FILE.tar", type=options.FILE)
 @_answers
-def _export(store: "Store", chosen: Version, file: Path) -> "Exported":
+def _export(store: "Store", chosen: options.Version, file: Path) -> "Exported":
     """Write a version to a tar file, the same bytes each time."""
     from pipeline.triton import transfer
 

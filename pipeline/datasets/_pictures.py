@@ -1,4 +1,4 @@
-"""Picture files of any format that Pillow reads: what is in them, and how they become pixels.
+"""Many picture files: what is in them, and their pixels.
 
 In threads: Pillow and hashlib let others run while they work.
 """
@@ -13,16 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-import numpy as np
-import PIL
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from pipeline import console
 from pipeline.errors import DataError
+from pipeline.pictures import pixels
 from pipeline.specs import Images
-
-# What the pixels of a picture depend on, beside its content: a change of `_pixels` makes this another number.
-DECODER = f"1, Pillow {PIL.__version__}"
 
 # Pictures that are worked on at a time, or wait for those before them.
 _AHEAD = 64
@@ -99,31 +95,6 @@ def _decoded(picture: Picture, size: int) -> Images | str:
     if hashlib.sha256(content).hexdigest() != picture.sha256:
         return f"{picture.path} (changed while it was read)"
     try:
-        return _pixels(content, size)
-    except UnidentifiedImageError:
-        return f"{picture.path} (of no format that Pillow reads)"
-    # Its readers meet damaged files with errors of many kinds.
-    except Exception as error:
-        return f"{picture.path} ({error or type(error).__name__})"
-
-
-def _pixels(content: bytes, size: int) -> Images:
-    with Image.open(io.BytesIO(content)) as picture:
-        # A JPEG is decoded to no more pixels than are needed.
-        picture.draft("RGB", (size, size))
-        upright = _rgb(ImageOps.exif_transpose(picture))
-        fitted = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
-        return np.ascontiguousarray(np.asarray(fitted).transpose(2, 0, 1))
-
-
-def _rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode in ("I", "F"):
-        raise ValueError("its pixels are 32 bits of no known range: expected 8 or 16 bits")
-    if picture.mode.startswith("I;16"):
-        # Pillow's own conversion would cut all above 255 off.
-        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
-    if picture.has_transparency_data:
-        white = Image.new("RGBA", picture.size, "white")
-        white.alpha_composite(picture.convert("RGBA"))
-        return white.convert("RGB")
-    return picture.convert("RGB")
+        return pixels(io.BytesIO(content), (3, size, size))
+    except DataError as error:
+        return f"{picture.path} ({error})"

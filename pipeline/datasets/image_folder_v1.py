@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pipeline.config import DataOptions
 from pipeline.datasets import _cache, _pictures
 from pipeline.errors import DataError
+from pipeline.pictures import DECODER
 from pipeline.specs import Arrays, Description, Labels, Split
 
 # The largest that all the small networks take.
@@ -51,7 +52,7 @@ def load(options: DataOptions) -> Arrays:
     # Without a folder of test pictures, some are drawn.
     is_test = _drawn(labels, options) if len(files) == 1 else np.repeat([False, True], [len(half) for half in files])
     sha256 = _sha256(root, pictures)
-    key = hashlib.sha256(f"{_pictures.DECODER}, {size} pixels, {sha256}".encode()).hexdigest()
+    key = hashlib.sha256(f"{DECODER}, {size} pixels, {sha256}".encode()).hexdigest()
     array = _cache.mapped(key, (len(pictures), 3, size, size), lambda: _pictures.decoded(pictures, size))
     train, test = (Split(array, rows, labels[rows]) for rows in (np.flatnonzero(~is_test), np.flatnonzero(is_test)))
     return Arrays(train, test, sha256)

@@ -1,13 +1,19 @@
 """The convolutional networks of the zoo: one shape, several widths and depths."""
 
 import math
+from itertools import product
+from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from pipeline.config import Criterion, Recipe
 from pipeline.specs import Classifier
 
 Shape = tuple[int, int, int]
+
+# Of the stem's patterns, in pixels.
+_SIDE = 5
 
 REFERENCE = "LeCun et al. 1998, Gradient-based learning applied to document recognition, doi:10.1109/5.726791"
 
@@ -25,19 +31,30 @@ RECIPE = Recipe(
 )
 
 
+class Block(NamedTuple):
+    """A 3x3 convolution to so many channels, batch norm and ReLU; pooling, where wanted, before the norm.
+
+    Without padding the map loses a pixel on each side.
+    """
+
+    channels: int
+    pool: bool = False
+    padding: int = 1
+
+
 def accepts(shape: Shape, classes: int) -> str | None:
     channels, height, width = shape
-    if channels in (1, 3) and 16 <= min(height, width) and max(height, width) <= 64:
+    if channels in (1, 3) and 20 <= min(height, width) and max(height, width) <= 64:
         return None
-    return "1 or 3 channels and a height and width of 16 to 64 pixels"
+    return "1 or 3 channels and a height and width of 20 to 64 pixels"
 
 
 class Cnn(Classifier):
-    """Convolutions and one linear layer; `stem` and `blocks` as for `features`."""
+    """Convolutions and one linear layer; `patterns` and `blocks` as for `features`."""
 
-    def __init__(self, shape: Shape, classes: int, *, stem: int, blocks: tuple[tuple[int, bool], ...]) -> None:
+    def __init__(self, shape: Shape, classes: int, *, patterns: int, blocks: tuple[Block, ...]) -> None:
         super().__init__()
-        layers, maps = features(shape, stem=stem, blocks=blocks)
+        layers, maps = features(shape, patterns=patterns, blocks=blocks)
         self.features = nn.Sequential(*layers, nn.Flatten())
         self.classifier = nn.Linear(math.prod(maps), classes)
 
@@ -46,29 +63,42 @@ class Cnn(Classifier):
         return scores
 
 
-def features(shape: Shape, *, stem: int, blocks: tuple[tuple[int, bool], ...]) -> tuple[list[nn.Module], Shape]:
+def features(shape: Shape, *, patterns: int, blocks: tuple[Block, ...]) -> tuple[list[nn.Module], Shape]:
     """Layers, and the shape of the maps (channels, height, width) that they make of images of `shape`.
 
-    A 5x5 convolution with stride 2 to `stem` channels, then 3x3 ones; `blocks` are the channels of each, and
-    whether it pools.
+    A fixed stem of so many patterns and their negatives, divided among the channels of colour images; then `blocks`.
     """
     channels, height, width = shape
-    # Without padding 28 pixels become 12, which halve twice without a rest, at 3/4 of the cost of 14.
-    layers = _block(channels, stem, kernel=5, stride=2, padding=0)
-    height, width = ((side - 5) // 2 + 1 for side in (height, width))
-    channels = stem
-    for outputs, pool in blocks:
-        layers += _block(channels, outputs, pool=pool)
-        channels = outputs
-        if pool:
+    stem = _stem(channels, patterns // channels)
+    # Without padding 28 pixels become 12.
+    channels, height, width = stem.out_channels, (height - 5) // 2 + 1, (width - 5) // 2 + 1
+    layers: list[nn.Module] = [stem, nn.BatchNorm2d(channels, affine=False), nn.ReLU(inplace=True)]
+    for block in blocks:
+        layers.append(nn.Conv2d(channels, block.channels, 3, padding=block.padding, bias=False))
+        channels, height, width = (block.channels, *(side - 2 + 2 * block.padding for side in (height, width)))
+        if block.pool:
+            # Before the norm, which then has a quarter of the work.
+            layers.append(nn.MaxPool2d(2))
             height, width = height // 2, width // 2
+        layers += [nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
     return layers, (channels, height, width)
 
 
-def _block(
-    inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1, padding: int = 1, pool: bool = False
-) -> list[nn.Module]:
-    """Convolution, pooling, batch norm, ReLU: pooling before the norm leaves it a quarter of the work."""
-    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)
-    pooling: list[nn.Module] = [nn.MaxPool2d(2)] if pool else []
-    return [convolution, *pooling, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+def _stem(channels: int, patterns: int) -> nn.Conv2d:
+    """A 5x5 convolution with stride 2 that is not learned: for each channel the smoothest patterns of the cosine
+    transform (Ahmed et al. 1974, doi:10.1109/T-C.1974.223784) and their negatives.
+
+    Nothing before the first learned layer needs a gradient, which is a third of a step of a small network.
+    """
+    order = sorted(product(range(_SIDE), repeat=2), key=lambda frequencies: (sum(frequencies), frequencies))
+    waves = [[_cosine(frequency, place) for place in range(_SIDE)] for frequency in range(_SIDE)]
+    positive = torch.stack([torch.outer(torch.tensor(waves[v]), torch.tensor(waves[h])) for v, h in order[:patterns]])
+    convolution = nn.Conv2d(channels, 2 * channels * patterns, _SIDE, stride=2, groups=channels, bias=False)
+    convolution.weight.requires_grad_(False)
+    convolution.weight.copy_(torch.cat([positive, -positive]).repeat(channels, 1, 1).unsqueeze(1))
+    return convolution
+
+
+def _cosine(frequency: int, place: int) -> float:
+    """Orthonormal DCT-II of `_SIDE` places."""
+    return math.sqrt((1 + (frequency > 0)) / _SIDE) * math.cos(math.pi * (place + 0.5) * frequency / _SIDE)

@@ -1,18 +1,20 @@
-"""An efficient capsule network: strided convolutions, 16 capsules of 8, routing by agreement to one of 16 a class."""
+"""An efficient capsule network: a fixed stem, convolutions, 16 capsules of 8, routing by agreement to one of 16 per
+class."""
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.config import Criterion, Recipe
-from pipeline.models._cnn import RECIPE, features
+from pipeline.models._cnn import RECIPE, Block, features
 from pipeline.models._cnn import accepts as accepts
 from pipeline.specs import Capsules, Classifier
 
 TITLE = "Capsule network"
 DESCRIPTION = (
-    "A 5x5 stem with stride 2 to 16 channels, 3x3 convolutions to 32, 64 and 128 with max pooling after the first, a "
-    "depthwise convolution over the whole map that makes 16 capsules of 8 dimensions, and three iterations of routing "
-    "by agreement to one capsule of 16 dimensions per class, whose length says how sure it is."
+    "A fixed 5x5 stem with stride 2 (12 patterns of the cosine transform and their negatives), 3x3 convolutions to "
+    "32, 64 and 128 channels with max pooling after the first, a depthwise convolution over the whole map that makes "
+    "16 capsules of 8 dimensions, and three iterations of routing by agreement to one capsule of 16 dimensions per "
+    "class, whose length says how sure it is."
 )
 REFERENCE = (
     "Sabour et al. 2017, Dynamic routing between capsules, arXiv:1710.09829; body and squash after Mazzia et al. 2021, "
@@ -46,7 +48,9 @@ class CapsuleNetwork(Capsules):
     def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
         super().__init__()
         channels = _PRIMARY * _PRIMARY_SIZE
-        layers, (_, height, width) = features(shape, stem=16, blocks=((32, True), (64, False), (channels, False)))
+        layers, (_, height, width) = features(
+            shape, patterns=12, blocks=(Block(32, pool=True, padding=0), Block(64), Block(channels, padding=0))
+        )
         self.features = nn.Sequential(*layers)
         self.primary = nn.Conv2d(channels, channels, (height, width), groups=channels)
         # A matrix for each pair of a primary capsule and a class; deviation by He et al. 2015, arXiv:1502.01852.

@@ -1,16 +1,16 @@
-"""The smallest of the convolutional networks, for 99 % within seconds: a strided stem, two convolutions, one linear
-layer (29,434 parameters)."""
+"""The smallest of the convolutional networks, for 99 % within seconds: a fixed stem, two convolutions, one linear
+layer (31,906 parameters)."""
 
 from pipeline.config import Criterion, Recipe
 from pipeline.models._cnn import REFERENCE as REFERENCE
-from pipeline.models._cnn import Cnn
+from pipeline.models._cnn import Block, Cnn
 from pipeline.models._cnn import accepts as accepts
 from pipeline.specs import Classifier
 
 TITLE = "Fast convolutional network"
 DESCRIPTION = (
-    "A 5x5 stem with stride 2 to 16 channels, then 3x3 convolutions to 32 and 64 channels, each with max pooling, "
-    "all followed by batch normalisation and ReLU, and one linear layer."
+    "A fixed 5x5 stem with stride 2 (12 patterns of the cosine transform and their negatives), then 3x3 convolutions "
+    "to 32 channels with max pooling and to 64, each followed by batch normalisation and ReLU, and one linear layer."
 )
 
 _GENERAL = Recipe(
@@ -29,13 +29,13 @@ _BY_DATASET = {
     "digits_v1": _GENERAL.model_copy(
         update={"epochs": 15, "batch_size": 64, "validation_fraction": 0.1, "augmentation": "shift"}
     ),
-    # 0.4 of the 469 batches.
-    "mnist_v1": _GENERAL.model_copy(update={"max_steps": 188, "learning_rate": 0.015}),
+    # A third of the 469 batches.
+    "mnist_v1": _GENERAL.model_copy(update={"max_steps": 162, "learning_rate": 0.03}),
 }
 
 
 def build(shape: tuple[int, int, int], classes: int) -> Classifier:
-    return Cnn(shape, classes, stem=16, blocks=((32, True), (64, True)))
+    return Cnn(shape, classes, patterns=12, blocks=(Block(32, pool=True, padding=0), Block(64, padding=0)))
 
 
 def recipe(dataset_id: str) -> Recipe:

@@ -1,16 +1,17 @@
-"""The most accurate of the convolutional networks: a strided stem, four convolutions, one linear layer (289,642
+"""The most accurate of the convolutional networks: a fixed stem, four convolutions, one linear layer (289,578
 parameters)."""
 
 from pipeline.config import Recipe
-from pipeline.models._cnn import RECIPE, Cnn
+from pipeline.models._cnn import RECIPE, Block, Cnn
 from pipeline.models._cnn import REFERENCE as REFERENCE
 from pipeline.models._cnn import accepts as accepts
 from pipeline.specs import Classifier
 
 TITLE = "Large convolutional network"
 DESCRIPTION = (
-    "A 5x5 stem with stride 2 to 32 channels, then 3x3 convolutions to 64, 64, 128 and 128 channels with max pooling "
-    "after the second and the last, each followed by batch normalisation and ReLU, and one linear layer."
+    "A fixed 5x5 stem with stride 2 (16 patterns of the cosine transform and their negatives), then 3x3 convolutions "
+    "to 64, 64, 128 and 128 channels with max pooling after the second and the last, each followed by batch "
+    "normalisation and ReLU, and one linear layer."
 )
 
 _GENERAL = RECIPE.model_copy(update={"epochs": 8})
@@ -24,7 +25,7 @@ _BY_DATASET = {
 
 
 def build(shape: tuple[int, int, int], classes: int) -> Classifier:
-    return Cnn(shape, classes, stem=32, blocks=((64, False), (64, True), (128, False), (128, True)))
+    return Cnn(shape, classes, patterns=16, blocks=(Block(64), Block(64, pool=True), Block(128), Block(128, pool=True)))
 
 
 def recipe(dataset_id: str) -> Recipe:

@@ -4,14 +4,11 @@ import shutil
 from pathlib import Path
 
 from pipeline.config import RunConfig
-from pipeline.records import Assembled, Carded, DataInfo, Exported, Format
+from pipeline.records import Assembled, Carded, DataInfo, Exported
 from pipeline.runfolder import RunFolder
 from pipeline.specs import MAX_BATCH_SIZE
 from pipeline.triton import model_config, repository
 from pipeline.triton.store import open_store
-
-# The names that Triton's backends look for.
-_FILES: dict[Format, str] = {"onnx": "model.onnx", "torchscript": "model.pt", "pytorch": "model.pth"}
 
 
 def assemble(config: RunConfig, data: DataInfo, exported: Exported, carded: Carded, folder: RunFolder) -> Assembled:
@@ -27,7 +24,7 @@ def assemble(config: RunConfig, data: DataInfo, exported: Exported, carded: Card
     version = root / name / str(number)
     version.mkdir(parents=True)
     for file in exported.files:
-        shutil.copy(folder.root / file.path, version / _FILES[file.format])
+        shutil.copy(folder.root / file.path, version / repository.MODEL_FILES[file.format])
     _copy_card(folder.root, carded, version)
     shutil.copy(folder.metrics, version / "metrics.json")
     shutil.copy(folder.golden, version / "golden.npz")

@@ -1,15 +1,13 @@
 """Time each exported file in process: latency of one image on one thread, throughput in batches."""
 
 import time
-from functools import partial
 
 import numpy as np
 import torch
 
-from pipeline import registry
 from pipeline.records import Benchmarked, BenchmarkedFile, DataInfo, Exported, ExportedFile
 from pipeline.runfolder import RunFolder
-from pipeline.served import build_served
+from pipeline.served import open_file
 from pipeline.specs import Runner, Split
 
 _WARM_UP, _REQUESTS = 30, 300
@@ -22,14 +20,14 @@ def benchmark(exported: Exported, model_id: str, data: DataInfo, test: Split, fo
 
 
 def _benchmark(file: ExportedFile, model_id: str, data: DataInfo, test: Split, folder: RunFolder) -> BenchmarkedFile:
-    path, build = folder.root / file.path, partial(build_served, model_id, data)
+    path = folder.root / file.path
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        latencies_ms = _latencies_ms(registry.file_format(file.format).open(path, build), test)
+        latencies_ms = _latencies_ms(open_file(path, file.format, model_id, data), test)
     finally:
         torch.set_num_threads(threads)
-    throughput = _throughput(registry.file_format(file.format).open(path, build), test)
+    throughput = _throughput(open_file(path, file.format, model_id, data), test)
     p50, p95, p99 = np.percentile(latencies_ms, (50, 95, 99))
     return BenchmarkedFile(
         format=file.format,

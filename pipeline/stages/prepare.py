@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pipeline import registry
-from pipeline.config import TrainConfig
+from pipeline.config import DataOptions, TrainConfig
 from pipeline.errors import DataError, InputError
 from pipeline.records import DataInfo
 from pipeline.specs import Description, Images, Prepared, Split
@@ -53,9 +53,7 @@ def check_fit(config: TrainConfig, data: Description) -> None:
 def prepare(config: TrainConfig, data_dir: Path, *, fallback: bool) -> Prepared:
     """The data as a run uses them; validation images are drawn from the training images by the seed."""
     data = describe(config, data_dir)
-    train, test, sha256 = registry.dataset(config.dataset_id).load(config.data_options(data_dir))
-    for name, split in (("training", train), ("test", test)):
-        _check(split, data, f"the {name} images of {config.dataset_id}")
+    train, test, sha256 = load(config.dataset_id, config.data_options(data_dir), data)
     mean, std = _statistics(train)
     kept, validation = _split(train, config.validation_fraction, config.seed)
     if config.batch_size > len(kept):
@@ -75,12 +73,20 @@ def prepare(config: TrainConfig, data_dir: Path, *, fallback: bool) -> Prepared:
         validation_images=len(validation),
         test_images=len(test),
         test_images_per_class=tuple(np.bincount(test.labels, minlength=len(data.labels)).tolist()),
-        sha256=sha256 or _sha256(train, test),
+        sha256=sha256,
         mean=mean,
         std=std,
         fallback=fallback,
     )
     return Prepared(info, kept, validation, test)
+
+
+def load(dataset_id: str, options: DataOptions, data: Description) -> tuple[Split, Split, str]:
+    """Training images, test images and the SHA-256 of both; DataError where they are not as described."""
+    train, test, sha256 = registry.dataset(dataset_id).load(options)
+    for name, split in (("training", train), ("test", test)):
+        _check(split, data, f"the {name} images of {dataset_id}")
+    return train, test, sha256 or _sha256(train, test)
 
 
 def _check(split: Split, data: Description, name: str) -> None:

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 from torchinfo import summary
 
-from pipeline.config import RunConfig, TrainConfig
+from pipeline.config import RunConfig
 from pipeline.errors import InputError
 from pipeline.records import DataInfo, Layer, Trained
 from pipeline.runfolder import RunFolder
 from pipeline.served import Served, build_network
 from pipeline.specs import Prepared
-from pipeline.training import checkpoint, device, tensorboard
+from pipeline.training import checkpoint, device, host, tensorboard
 from pipeline.training.batches import Normalise
 from pipeline.training.engine import Engine
 from pipeline.training.group import ALONE, Group
@@ -35,8 +35,7 @@ def train(prepared: Prepared, config: RunConfig, folder: RunFolder, group: Group
     or one of another run; NonFiniteLossError where the loss is no longer a number; InputError where the
     processes were not given the same run; WorkerError where one is lost.
     """
-    # Denormal numbers are slow on CPUs and say nothing here.
-    torch.set_flush_denormal(True)
+    host.set_up()
     data = prepared.info
     network = build_network(config.train.model_id, data, config.train.seed)
     layers = _layers(network, data)
@@ -55,7 +54,7 @@ def train(prepared: Prepared, config: RunConfig, folder: RunFolder, group: Group
         num_processes=config.num_processes,
         group=group,
     )
-    identity = _identity(config.train, data)
+    identity = checkpoint.identity_of(config.train, data)
     first = group.from_first(lambda: identity)
     group.in_turn(lambda: _demand_same(first, identity, group))
     if (config.resume or group.restarts) and not config.dry_run and training.restore(folder.checkpoint, identity):
@@ -105,12 +104,6 @@ def _reproducible_with(engine: Engine, group: Group) -> dict[str, str] | None:
         "threads": str(torch.get_num_threads()),
         "CPU capability": torch.backends.cpu.get_cpu_capability(),
     }
-
-
-def _identity(config: TrainConfig, data: DataInfo) -> dict[str, Any]:
-    """What must be equal for a run to go on; the number of epochs is judged by the schedule."""
-    values: dict[str, Any] = config.model_dump(mode="json", exclude={"epochs"})
-    return {**values, "data_sha256": data.sha256}
 
 
 def _demand_same(first: dict[str, Any], own: dict[str, Any], group: Group) -> None:

@@ -1,16 +1,14 @@
 """Load each exported file and ask it: how well it does, how far it is from PyTorch, whether its answers are sound."""
 
-from functools import partial
-
 import numpy as np
 
-from pipeline import metrics, registry
+from pipeline import metrics
 from pipeline.records import DataInfo, Exported, ExportedFile, Format, Verified, VerifiedFile
 from pipeline.runfolder import RunFolder
-from pipeline.served import build_served
+from pipeline.served import open_file
 from pipeline.specs import MAX_BATCH_SIZE, Images, Probabilities, Runner, Split
 
-_TEST_BATCH = 64
+TEST_BATCH = 64
 _BATCH_SIZES = (1, 2, 3, MAX_BATCH_SIZE)
 _COMPARED_IMAGES = 256
 
@@ -26,7 +24,7 @@ def verify(
     reference: Probabilities = np.load(folder.reference)
     files = []
     for file in exported.files:
-        run = registry.file_format(file.format).open(folder.root / file.path, partial(build_served, model_id, data))
+        run = open_file(folder.root / file.path, file.format, model_id, data)
         files.append(_verify(file, run, data, test, reference))
         if file.format == served_format:
             images = test.images(slice(MAX_BATCH_SIZE))
@@ -35,7 +33,7 @@ def verify(
 
 
 def _verify(file: ExportedFile, run: Runner, data: DataInfo, test: Split, reference: Probabilities) -> VerifiedFile:
-    probabilities = _ask(run, test, _TEST_BATCH)
+    probabilities = _ask(run, test, TEST_BATCH)
     compared = test.take(slice(_COMPARED_IMAGES))
     by_batch = [_ask(run, compared, size) for size in _BATCH_SIZES]
     return VerifiedFile(

@@ -15,10 +15,11 @@ from pipeline.config import Augmentation
 
 Augment = Callable[[Tensor, Generator], Tensor]
 
-_SHIFT = 2  # pixels in each direction
+_SHIFT = 1  # pixels in each direction
 _ROTATION = math.radians(10)
 _SCALE = 0.1
 _SHEAR = 0.1
+_AFFINE_SHIFT = 2
 
 
 def _none(batch: Tensor, generator: Generator) -> Tensor:
@@ -48,8 +49,8 @@ def _affine(batch: Tensor, generator: Generator) -> Tensor:
     sine, cosine = (_ROTATION * angle).sin() * size, (_ROTATION * angle).cos() * size
     shear = _SHEAR * shear
     rows = (
-        torch.stack([cosine, shear * cosine - sine, 2 * _SHIFT / width * right], dim=1),
-        torch.stack([sine, shear * sine + cosine, 2 * _SHIFT / height * down], dim=1),
+        torch.stack([cosine, shear * cosine - sine, 2 * _AFFINE_SHIFT / width * right], dim=1),
+        torch.stack([sine, shear * sine + cosine, 2 * _AFFINE_SHIFT / height * down], dim=1),
     )
     grid = functional.affine_grid(torch.stack(rows, dim=1), list(batch.shape), align_corners=False)
     return functional.grid_sample(batch.float(), grid, align_corners=False)

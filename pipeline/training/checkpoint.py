@@ -9,10 +9,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.config import TrainConfig
 from pipeline.errors import CheckpointError, FolderError
-from pipeline.records import write_atomically
+from pipeline.records import DataInfo, write_atomically
 
 _DIGEST_BYTES = 32
+
+
+def identity_of(config: TrainConfig, data: DataInfo) -> dict[str, Any]:
+    """What must be equal for a run to go on; the number of epochs is judged by the schedule."""
+    values: dict[str, Any] = config.model_dump(mode="json", exclude={"epochs"})
+    return {**values, "data_sha256": data.sha256}
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import InputError, StorageError, WorkerError
+from pipeline.training import host
 from pipeline.training.engine import Engine, Shard
 
 # Longer than a batch takes. A process that is silent for so long will not come back.
@@ -129,7 +130,7 @@ class _Worker:
 
 def _work(connection: Connection, rank: int, threads: int, engine: Engine, state: bytes) -> None:
     """Do what the parent asks until it has gone: an epoch's shards, or to tell this worker's own state."""
-    torch.set_flush_denormal(True)
+    host.set_up()
     torch.set_num_threads(threads)
     engine.rank = rank
     own = torch.load(io.BytesIO(state), weights_only=True)

@@ -27,6 +27,15 @@ from pipeline.training.validation import validate
 _log = logging.getLogger(__name__)
 
 
+def trained_weights(path: Path, identity: dict[str, Any]) -> dict[str, Tensor] | None:
+    """The weights that a run up to its checkpoint has come to: of its best epoch, else of its last. None: no file."""
+    state = checkpoint.load(path, identity)
+    if state is None:
+        return None
+    weights: dict[str, Tensor] = state["progress"]["best_weights"] or state["network"]
+    return weights
+
+
 class Steps(Protocol):
     """Does the steps of an epoch: an engine, or processes that each have one."""
 

@@ -1,16 +1,19 @@
 """Ask a Triton server over HTTP and gRPC. tritonclient is imported late: it takes 0.3 s."""
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPException
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from pipeline.errors import ServerError
+from pipeline.errors import InputError, ServerError
 from pipeline.specs import INPUT, OUTPUT, Images, Probabilities
 
 _TIMEOUT_SECONDS = 60.0
+# Scheme; host, which may be an IPv6 address in brackets, and port.
+_ADDRESS = re.compile(r"(?:(http|grpc)://)?((?:[\w.-]+|\[[\da-fA-F:]+\]):\d{1,5})")
 
 
 class Classify(Protocol):
@@ -26,29 +29,114 @@ class ModelState(NamedTuple):
     reason: str
 
 
+class ServedModel(NamedTuple):
+    """What a server says of a model. `version` is the newest one that it serves; `shape`: channels, height, width."""
+
+    version: int
+    shape: tuple[int, int, int]
+    classes: int
+    max_batch_size: int
+
+
+class Connection:
+    """To one server, for any number of requests by one thread. ServerError where it is not there or refuses one."""
+
+    def __init__(
+        self, url: str, protocol: Any, client: Any, asking: Mapping[str, Any], describing: Mapping[str, Any]
+    ) -> None:
+        """`protocol`: tritonclient's module; what its methods take beside what both protocols take."""
+        self._url = url
+        self._protocol = protocol
+        self._client = client
+        self._asking = asking
+        self._describing = describing
+
+    def describe(self, model: str, version: int | None = None) -> ServedModel:
+        """InputError where the model has other inputs or outputs than a released one."""
+        with _server(model):
+            metadata = self._client.get_model_metadata(model, str(version or ""), **self._describing)
+            answer = self._client.get_model_config(model, str(version or ""), **self._describing)
+        # Over gRPC it lies one level deeper.
+        config = answer.get("config", answer)
+        found = [
+            (tensor["name"], tensor["datatype"], len(tensor["shape"]))
+            for tensor in (*metadata["inputs"], *metadata["outputs"])
+        ]
+        batch = int(config.get("max_batch_size", 0))
+        if found != [(INPUT, "UINT8", 4), (OUTPUT, "FP32", 2)] or not batch:
+            raise InputError(
+                f"{model} at {self._url} has {found} and batches of {batch}: expected {INPUT} UINT8 [N, C, H, W] and "
+                f"{OUTPUT} FP32 [N, K], in batches; name a model that was released by bin/train"
+            )
+        channels, height, width = map(int, metadata["inputs"][0]["shape"][1:])
+        classes = int(metadata["outputs"][0]["shape"][1])
+        return ServedModel(max(map(int, metadata["versions"])), (channels, height, width), classes, batch)
+
+    def classify(self, model: str, images: Images, version: int | None = None) -> Probabilities:
+        """One request: uint8 [N, C, H, W] to float32 [N, K]."""
+        probabilities: Probabilities = self._ask(model, images, version)
+        return probabilities
+
+    def ranked(self, model: str, images: Images, count: int, version: int | None = None) -> list[list[tuple[int, str]]]:
+        """The `count` most probable classes of each image, by Triton's classification extension: index and label.
+
+        A label is empty where the server has none.
+        """
+        # Each entry is "<value>:<index>:<label>", without the last part where there is none.
+        rows = self._ask(model, images, version, class_count=count)
+        parts = [[(entry.decode() + ":").split(":", 2) for entry in row] for row in rows]
+        return [[(int(index), label.removesuffix(":")) for _, index, label in row] for row in parts]
+
+    def _ask(self, model: str, images: Images, version: int | None, **wanted: int) -> Any:
+        tensor = self._protocol.InferInput(INPUT, images.shape, "UINT8")
+        tensor.set_data_from_numpy(np.ascontiguousarray(images))
+        output = self._protocol.InferRequestedOutput(OUTPUT, **wanted)
+        with _server(model):
+            answer = self._client.infer(
+                model, [tensor], outputs=[output], model_version=str(version or ""), **self._asking
+            )
+            return answer.as_numpy(OUTPUT)
+
+
+@contextmanager
+def connected(url: str) -> Iterator[Connection]:
+    """A connection over HTTP to `host:port` or `http://host:port`, over gRPC to `grpc://host:port`.
+
+    InputError where the address is none. Whether a server is there turns out at the first request.
+    """
+    found = _ADDRESS.fullmatch(url)
+    if not found:
+        raise InputError(f"{url!r} is no server's address: expected host:port, http://host:port or grpc://host:port")
+    scheme, address = found.groups()
+    if scheme == "grpc":
+        from tritonclient import grpc
+
+        deadline = {"client_timeout": _TIMEOUT_SECONDS}
+        with grpc.InferenceServerClient(address) as client:
+            yield Connection(url, grpc, client, deadline, {**deadline, "as_json": True})
+    else:
+        from tritonclient import http
+
+        with http.InferenceServerClient(address, network_timeout=_TIMEOUT_SECONDS) as client:
+            yield Connection(url, http, client, {}, {})
+
+
 def classify_http(url: str, model: str, images: Images, version: int | None = None) -> Probabilities:
     """One request over HTTP; ServerError where the server is not there or refuses it."""
-    from tritonclient import http
-
-    return _ask(http, lambda: http.InferenceServerClient(url, network_timeout=_TIMEOUT_SECONDS), model, images, version)
+    with connected(f"http://{url}") as connection:
+        return connection.classify(model, images, version)
 
 
 def classify_grpc(url: str, model: str, images: Images, version: int | None = None) -> Probabilities:
     """One request over gRPC; ServerError where the server is not there or refuses it."""
-    from tritonclient import grpc
-
-    return _ask(grpc, lambda: grpc.InferenceServerClient(url), model, images, version)
+    with connected(f"grpc://{url}") as connection:
+        return connection.classify(model, images, version)
 
 
 def top_labels(url: str, model: str, images: Images) -> list[str]:
     """The label that the server gives each image, by Triton's classification extension."""
-    from tritonclient import http
-
-    with _server(url), http.InferenceServerClient(url, network_timeout=_TIMEOUT_SECONDS) as client:
-        output = http.InferRequestedOutput(OUTPUT, class_count=1)
-        answer = client.infer(model, [_input(http, images)], outputs=[output]).as_numpy(OUTPUT)
-    # Each entry is "<value>:<index>:<label>".
-    return [entry.decode().split(":", 2)[2] for entry in answer.ravel()]
+    with connected(url) as connection:
+        return [label for ((_, label),) in connection.ranked(model, images, 1)]
 
 
 def load_model(url: str, model: str) -> None:
@@ -71,20 +159,6 @@ def models(url: str) -> list[ModelState]:
     ]
 
 
-def _ask(protocol: Any, connect: Callable[[], Any], model: str, images: Images, version: int | None) -> Probabilities:
-    with _server(model), connect() as client:
-        wanted = [protocol.InferRequestedOutput(OUTPUT)]
-        answer = client.infer(model, [_input(protocol, images)], outputs=wanted, model_version=str(version or ""))
-        probabilities: Probabilities = answer.as_numpy(OUTPUT)
-        return probabilities
-
-
-def _input(protocol: Any, images: Images) -> Any:
-    tensor = protocol.InferInput(INPUT, images.shape, "UINT8")
-    tensor.set_data_from_numpy(np.ascontiguousarray(images))
-    return tensor
-
-
 @contextmanager
 def _server(what: str) -> Iterator[None]:
     """Turns the client's many errors into one."""
@@ -93,6 +167,8 @@ def _server(what: str) -> Iterator[None]:
     try:
         yield
     except InferenceServerException as error:
+        if error.status() == "StatusCode.UNAVAILABLE":
+            raise ServerError(f"no Triton server answers for {what} ({error.message()}): start bin/serve") from None
         raise ServerError(f"the server refused a request for {what}: {error.message()}") from None
     except (OSError, HTTPException) as error:  # the second where the server goes before it has answered
         raise ServerError(f"no Triton server answers for {what} ({error}): start bin/serve") from None

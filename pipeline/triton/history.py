@@ -13,6 +13,7 @@ from pipeline.errors import InputError
 from pipeline.records import Record
 
 Action = Literal["publish", "install", "promote", "rollback", "finish", "retire"]
+PROMOTIONS: tuple[Action, ...] = ("publish", "install", "promote", "rollback")
 State = Literal["intent", "done", "superseded", "abandoned"]
 
 
@@ -101,9 +102,9 @@ def open_intents(events: list[Event]) -> list[Event]:
 def promotions(events: list[Event], name: str) -> list[int]:
     """Versions that went live, were not rolled back and are still there, oldest first: the last one is live."""
     live: list[int] = []
-    for event in events:
-        if event.name != name or event.state != "done":
-            continue
+    # That an intent is done may be said twice, by its writer and by the next one: the first time counts.
+    done = {event.id: event for event in reversed(events) if event.name == name and event.state == "done"}
+    for event in reversed(done.values()):
         if event.action == "rollback":
             del live[-1:]
         elif event.action == "retire":

@@ -1,9 +1,9 @@
 """An intent is in the history before a change of the repository, and how it ended after: killed anywhere, it heals."""
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
-from pipeline.errors import StorageError
+from pipeline.errors import ConflictError, StorageError
 from pipeline.triton import history, repository
 from pipeline.triton.history import Event
 from pipeline.triton.store import Store
@@ -12,14 +12,20 @@ from pipeline.triton.store import Store
 def carried_out(store: Store, event: Event, act: Callable[[], Event]) -> Event:
     """Write the intent down, act, and write down how it ended, which `act` returns; also if it failed."""
     store.append(event)
-    # Where the disk takes no more, the intent stays open for the next writer: the switch itself is made, or not.
     try:
         ended = act()
-    except BaseException:
+    except ConflictError:
         with suppress(OSError, StorageError):
-            _conclude(store, event)
+            store.append(event.ended("abandoned"))
         raise
-    with suppress(OSError, StorageError):
+    except BaseException:
+        # In an object store, a change that got no answer may still come.
+        if store.is_abandoned(event):
+            with suppress(OSError, StorageError):
+                _conclude(store, event)
+        raise
+    # Where the disk takes no more, the intent stays open for the next writer, who sees what is live.
+    with nullcontext() if ended.state == "superseded" else suppress(OSError, StorageError):
         store.append(ended)
     return ended
 
@@ -29,6 +35,19 @@ def settle(store: Store) -> None:
     for event in history.open_intents(store.events()):
         if store.is_abandoned(event):
             _conclude(store, event)
+
+
+def confirm(store: Store, name: str, live: int) -> None:
+    """Say who made this version live, if he was killed before he said so: after the next switch nobody could tell.
+
+    Call it before each switch, when the config.pbtxt that it replaces is known. Be exclusive.
+    """
+    for event in reversed(history.open_intents(store.events())):
+        if (event.name, event.version) == (name, live) and event.action in history.PROMOTIONS:
+            ended = outcome(store, event)
+            if ended.state == "done":
+                store.append(ended)
+            return
 
 
 def settled(store: Store) -> list[Event]:
@@ -45,7 +64,9 @@ def outcome(store: Store, event: Event) -> Event:
     elif event.action == "finish":
         happened = loaded == (event.version,)
     else:
-        happened = loaded[-1:] == (event.version,)
+        # Where another one is known to have made it live, this one has not.
+        known = history.promotions(store.events(), event.name)[-1:] == [event.version]
+        happened = loaded[-1:] == (event.version,) and not known
     return event.ended("done" if happened else "abandoned")
 
 

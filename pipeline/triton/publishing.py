@@ -81,7 +81,8 @@ def kept_beside(
 def _publish(store: Store, arrival: Arrival, staged: Path) -> Published:
     name = arrival.name
     own = model_config.read(staged / repository.CONFIG)
-    repository.demand_signature(store, name, own, repository.labels_in((staged / repository.LABELS).read_bytes()))
+    labels = repository.labels_in((staged / repository.LABELS).read_bytes())
+    repository.demand_signature(store, name, own, labels)
     version, loaded = repository.next_version(store, name), repository.loaded_versions(store, name)
     kept = kept_beside(store, name, frozenset(loaded[:-1]), version, own, strict=True)
     event = history.intent(
@@ -102,7 +103,7 @@ def _publish(store: Store, arrival: Arrival, staged: Path) -> Published:
             with suppress(ConflictError):  # of another publisher, whose first version came before this one
                 store.add(name, version, staged, repository.pointing_config(own, version))
                 return event.ended("done")
-        return _go_live(store, event, own)
+        return _go_live(store, event, own, labels)
 
     ended = journal.carried_out(store, event, act)
     return Published(
@@ -114,14 +115,16 @@ def _publish(store: Store, arrival: Arrival, staged: Path) -> Published:
     )
 
 
-def _go_live(store: Store, event: Event, own: "ModelConfig") -> Event:
+def _go_live(store: Store, event: Event, own: "ModelConfig", labels: tuple[str, ...]) -> Event:
     """Unless a higher version was quicker."""
     name, version = event.name, event.version
     while True:
         current = store.read(f"{name}/{repository.CONFIG}")
         *others, live = repository.loaded_in(store, name, current)
+        repository.demand_signature(store, name, own, labels)
         if live > version:
             return event.ended("superseded", previous=live)
+        journal.confirm(store, name, live)
         kept = kept_beside(store, name, frozenset(others), version, own, strict=False)
         with suppress(ConflictError):
             store.point(name, repository.pointing_config(own, version, kept), current)

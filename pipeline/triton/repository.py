@@ -23,6 +23,7 @@ from pipeline.records import (
     DataInfo,
     Evaluated,
     Exported,
+    Format,
     Gated,
     Record,
     Trained,
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 CONFIG = "config.pbtxt"
 RELEASE = "release.json"
 LABELS = model_config.LABELS_FILE
+# The names that Triton's backends look for.
+MODEL_FILES: dict[Format, str] = {"onnx": "model.onnx", "torchscript": "model.pt", "pytorch": "model.pth"}
 
 
 class Release(Record):
@@ -135,6 +138,15 @@ def newest(store: Store) -> str:
         if event.state != "abandoned" and live_version(store, event.name) == event.version:
             return event.name
     raise InputError(f"nothing is released in {store.location}: run bin/train, or name --model-repository")
+
+
+def find(store: Store, name: str, version: int | None = None) -> int:
+    """That version, or the live one where none is named; InputError where it is not at hand."""
+    wanted = version or live_version(store, name)
+    if wanted is None:
+        raise unknown_name(store, name)
+    demand_version(store, name, wanted)
+    return wanted
 
 
 def read(store: Store, name: str, version: int, path: str) -> bytes:

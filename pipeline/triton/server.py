@@ -40,13 +40,13 @@ _SECONDS_TO_END = 5
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """What to serve and where. A port of 0 means a free one; `load` is for explicit control only.
+    """What to serve (a folder, or s3://...) and where. A port of 0 means a free one; `load` is for explicit control.
 
     Without a `log_file` the log has no name and ends with the server. At that end, requests that run
     may go on for `drain_seconds`; 0 kills the server at once.
     """
 
-    repository: Path
+    repository: Path | str
     log_file: Path | None
     control: Literal["poll", "explicit"]
     exit_on_error: bool
@@ -215,8 +215,9 @@ def _stop(process: subprocess.Popen[bytes], seconds: float) -> None:
 
 
 def _arguments(options: ServerOptions, chosen: dict[str, int]) -> list[str]:
+    repository = options.repository
     arguments = [
-        f"--model-repository={options.repository.resolve()}",
+        f"--model-repository={repository if '://' in str(repository) else Path(repository).resolve()}",
         f"--model-control-mode={options.control}",
         "--disable-auto-complete-config",
         f"--exit-on-error={str(options.exit_on_error).lower()}",

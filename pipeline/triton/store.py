@@ -38,7 +38,8 @@ class Store(Protocol):
         """The history, oldest first."""
 
     def append(self, event: Event) -> None:
-        """Lasting when this returns. ConflictError of an intent that brings a version in, where another has its number.
+        """Lasting when this returns. ConflictError of an intent that another's excludes: the number is taken, the
+        version to be made live is to be removed, or there is work on the one to be removed.
 
         What an event that is no intent tells has become lasting before it.
         """
@@ -62,6 +63,10 @@ class Store(Protocol):
 
 def open_store(location: str | Path) -> Store:
     """The store at a folder's path; nothing is made or read yet."""
+    if str(location).startswith("s3://"):
+        from pipeline.triton.s3 import S3Store
+
+        return S3Store(str(location))
     from pipeline.triton.file_store import FileStore
 
     return FileStore(Path(location))

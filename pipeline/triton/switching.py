@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from pipeline.errors import InputError
+from pipeline.errors import ConflictError, InputError
 from pipeline.records import Record
 from pipeline.triton import history, journal, repository
 from pipeline.triton.history import Action, Event
@@ -17,8 +17,7 @@ def promote(store: Store, name: str, version: int, *, keep_live: bool = False, r
     """
     repository.demand_version(store, name, version)
     with store.exclusive():
-        journal.settle(store)
-        state = _state(store, name)
+        state = _settled(store, name)
         if version == state.live:
             raise InputError(f"{name} version {version} is live already; bin/zoo finish ends --keep-live")
         wanted = state.kept | {state.live} if keep_live else state.kept
@@ -32,8 +31,7 @@ def rollback(store: Store, name: str, *, reason: str = "") -> Event:
     """
     _state(store, name)  # nothing is made for a name that is not there
     with store.exclusive():
-        journal.settle(store)
-        state, target = _state(store, name), _next_rollback(store, name)
+        state, target = _settled(store, name), _next_rollback(store, name)
         if target is None:
             raise InputError(f"{name} has no version before {state.live}: there is nothing to roll back to")
         return _switched(store, "rollback", name, target, state, state.kept - {target}, reason)
@@ -43,8 +41,7 @@ def finish(store: Store, name: str, *, reason: str = "") -> Event:
     """Let go of the versions that were kept loaded beside the live one; InputError where there are none."""
     _state(store, name)  # nothing is made for a name that is not there
     with store.exclusive():
-        journal.settle(store)
-        state = _state(store, name)
+        state = _settled(store, name)
         if not state.kept:
             raise InputError(f"{name} has version {state.live} loaded and no other: there is nothing to finish")
         return _switched(store, "finish", name, state.live, state, frozenset(), reason)
@@ -57,8 +54,7 @@ def retire(store: Store, name: str, version: int, *, force: bool = False, reason
     """
     repository.demand_version(store, name, version)
     with store.exclusive():
-        journal.settle(store)
-        state = _state(store, name)
+        state = _settled(store, name)
         if version == state.live:
             raise InputError(f"{name} version {version} is live: promote another one or roll back before you retire it")
         if version in state.kept:
@@ -78,10 +74,11 @@ def prune(store: Store, name: str | None, keep: int, *, reason: str = "") -> Pru
         _state(store, name)
     retired = []
     with store.exclusive():
-        journal.settle(store)
         for pruned in repository.names(store) if name is None else [name]:
-            state, known = _state(store, pruned), repository.versions(store, pruned)
-            spared = {*known[-keep:], *state.kept, state.live, _next_rollback(store, pruned)}
+            state, known = _settled(store, pruned), repository.versions(store, pruned)
+            # Where there is no lock, others may be at work.
+            busy = {event.version for event in history.open_intents(store.events()) if event.name == pruned}
+            spared = {*known[-keep:], *state.kept, state.live, _next_rollback(store, pruned), *busy}
             retired += [
                 _retired(store, pruned, version, state.live, reason) for version in known if version not in spared
             ]
@@ -102,6 +99,14 @@ def _state(store: Store, name: str) -> _State:
         raise repository.unknown_name(store, name)
     *kept, live = repository.loaded_in(store, name, config)
     return _State(config, frozenset(kept), live)
+
+
+def _settled(store: Store, name: str) -> _State:
+    """What is loaded, with a history that says so. Be exclusive."""
+    journal.settle(store)
+    state = _state(store, name)
+    journal.confirm(store, name, state.live)
+    return state
 
 
 def _next_rollback(store: Store, name: str) -> int | None:
@@ -132,6 +137,9 @@ def _retired(store: Store, name: str, version: int, live: int, reason: str) -> E
     content = repository.read(store, name, version, repository.RELEASE) if repository.RELEASE in found else b""
 
     def act() -> Event:
+        # Where there is no lock, it may have gone live before the intent was written; after it, it cannot.
+        if version in repository.loaded_versions(store, name):
+            raise ConflictError(f"{name} version {version} has just been made live: nothing was removed")
         store.remove(name, version)
         return event.ended("done")
 

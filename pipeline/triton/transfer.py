@@ -152,7 +152,10 @@ def _installed(store: Store, arrival: Arrival, release_json: bytes) -> Published
     there = [
         event.version
         for event in store.events()
-        if event.brings_in and (event.name, event.release_sha256) == (name, release_sha256) and event.version in known
+        if event.brings_in
+        and event.state in ("done", "superseded")
+        and (event.name, event.release_sha256) == (name, release_sha256)
+        and event.version in known
     ]
     if not there:
         return bring_in(store, arrival)

@@ -36,11 +36,17 @@ def verify(store: Store, name: str | None = None, version: int | None = None) ->
     if name is not None and version is not None:
         repository.demand_version(store, name, version)
     events = journal.settled(store)
+    # Versions of killed publishers, which the next one will remove.
+    unfinished = {
+        (event.name, event.version)
+        for event in (journal.outcome(store, intent) for intent in history.open_intents(store.events()))
+        if journal.leaves_a_rest(event)
+    }
     problems: list[Problem] = []
     count = 0
     for one in names if name is None else [name]:
-        unfinished = _unfinished(store, one)
-        known = [number for number in repository.versions(store, one) if number not in unfinished]
+        at_hand = repository.versions(store, one)
+        known = [number for number in at_hand if (one, number) not in unfinished]
         numbers = known if version is None else [version]
         count += len(numbers)
         problems += [
@@ -50,16 +56,10 @@ def verify(store: Store, name: str | None = None, version: int | None = None) ->
             texts = (
                 *_about_config(store, one, known, history.promotions(events, one)),
                 *_against_history(one, known, events),
-                *_strays(store, one, unfinished),
+                *_strays(store, one, expected=bool(at_hand) or one in {name for name, _ in unfinished}),
             )
             problems += [Problem(name=one, version=None, problem=text) for text in texts]
     return Verification(repository=store.location, versions=count, problems=tuple(problems))
-
-
-def _unfinished(store: Store, name: str) -> set[int]:
-    """Versions that the next publisher will remove."""
-    outcomes = [journal.outcome(store, event) for event in history.open_intents(store.events()) if event.name == name]
-    return {event.version for event in outcomes if journal.leaves_a_rest(event)}
 
 
 def _altered(store: Store, name: str, versions: list[int], events: list[Event]) -> Iterator[tuple[int, str]]:
@@ -105,9 +105,9 @@ def _against_history(name: str, known: list[int], events: list[Event]) -> Iterat
         yield f"version {version} was retired and is there: remove its folder"
 
 
-def _strays(store: Store, name: str, unfinished: set[int]) -> Iterator[str]:
+def _strays(store: Store, name: str, *, expected: bool) -> Iterator[str]:
     """What Triton takes for a model, or what makes it load one again whenever it changes."""
-    if not unfinished and not repository.versions(store, name):
+    if not expected:
         yield "is a folder with no version in it: remove it"
     files = {path for path in store.files(name) if "/" not in path} - {repository.CONFIG}
     folders = {folder for folder in store.folders(name) if not folder.isdecimal()}
