@@ -15,6 +15,7 @@
     ├── RemoteError                   what another process has ended with; its exit status
     └── ServiceError              4   a server or a store failed
         ├── ServerError               Triton cannot start, stopped or did not answer
+        │   └── ReloadError               a server did not take what was to go live
         ├── PortInUseError            another process listens there
         ├── WorkerError               a training process was lost
         └── StorageError              disk full, or the repository cannot be reached
@@ -95,6 +96,10 @@ class ServiceError(ZooError):
 
 
 class ServerError(ServiceError):
+    pass
+
+
+class ReloadError(ServerError):
     pass
 
 

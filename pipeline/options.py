@@ -4,6 +4,7 @@ Imports little: `--help` must answer at once.
 """
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -107,6 +108,15 @@ class _NameType(_NamedType):
 NAME = _NameType()
 NAMED = _NamedType()
 VERSION = _VersionType()
+
+
+def size(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Lets pass what a container engine takes for a size."""
+    if value and not re.fullmatch(r"[1-9][0-9]*[bkmg]?", value):
+        raise click.BadParameter(f"{value} is not a size: expected a number and b, k, m or g, as 4g.", ctx, param)
+    return value
+
+
 SHARE = FiniteRange(0, 1)
 POSITIVE = FiniteRange(0, min_open=True)
 NOT_NEGATIVE = FiniteRange(0)

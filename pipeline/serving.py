@@ -1,49 +1,119 @@
-"""Serve a model repository by the embedded Triton until told to stop."""
+"""Serve a model repository until told to stop, and say what becomes of its models."""
 
+import ipaddress
+import logging
+import socket
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
+from typing import Literal
 
-from pipeline.errors import FolderError, ServerError
-from pipeline.triton import client
-from pipeline.triton.server import ServerOptions, running
+from pipeline.errors import FolderError, InputError, ServerError
+from pipeline.triton import client, container, server
+from pipeline.triton.container import Container
+from pipeline.triton.server import Server, ServerOptions
 from pipeline.triton.store import open_store
 
-_SECONDS_TO_LIVE = 120
+_log = logging.getLogger(__name__)
+
+Engine = Literal["auto", "embedded", "docker"]
+Say = Callable[[str], None]
 
 
-def serve(
-    repository: str, *, host: str, ports: tuple[int, int, int], log_file: Path | None, say: Callable[[str], None]
-) -> None:
+def serve(options: ServerOptions, in_container: Container | None, ready_seconds: float, say: Say) -> None:
     """Returns only by an exception: a signal's, or ServerError where the server stops by itself.
 
-    `ports` are those of HTTP, gRPC and metrics; 0 takes a free one.
+    The server must be ready within `ready_seconds`: each of its models then answers or was refused.
     """
+    repository = str(options.repository)
     if "://" in repository:
         # Triton would say less of what is wrong there, or wait for ever.
         if not open_store(repository).folders():
             raise FolderError(f"{repository} holds no models: release one by bin/train, or name --model-repository")
     elif not Path(repository).is_dir():
         raise FolderError(f"{repository} is not a folder: release a model by bin/train, or name --model-repository")
-    options = ServerOptions(
-        repository=repository,
-        log_file=log_file,
-        control="poll",
-        # One bad model must not keep the others from being served.
-        exit_on_error=False,
-        host=host,
-        http_port=ports[0],
-        grpc_port=ports[1],
-        metrics_port=ports[2],
-    )
-    with running(options) as server:
-        server.wait_live(time.monotonic() + _SECONDS_TO_LIVE)
-        say(f"Triton {server.version} serves {repository}: HTTP {server.http_url}, gRPC {server.grpc_url}")
-        models = client.models(server.http_url)
-        for name, version, state, reason in models:
-            say(f"  {name} version {version} {state}{reason and ': '}{reason}")
-        if not models:
-            say("  no models yet: a release by bin/train goes live within seconds")
-        say(f"try: bin/infer --url {server.http_url} --model-repository {repository}     stop: Ctrl-C")
-        status = server.wait()
-        raise ServerError(f"Triton stopped by itself (status {status}): {server.log_tail(1)}")
+    if options.control == "explicit" and not _is_loopback(options.host):
+        # A load request may carry files, and so code.
+        raise InputError(
+            f"--control explicit lets all who reach {options.host} load what they like: "
+            "use --control poll, or --host 127.0.0.1"
+        )
+    deadline = time.monotonic() + ready_seconds
+    with _running(options, in_container) as triton:
+        triton.wait_live(deadline)
+        where = f"in {in_container.image}" if in_container else "embedded"
+        say(
+            f"Triton {triton.version} ({where}) serves {repository}: HTTP {triton.http_url}, gRPC {triton.grpc_url}, "
+            f"metrics {triton.metrics_url}"
+        )
+        told = _tell({}, triton, say)
+        while "loading" in told.values() and time.monotonic() < deadline:
+            time.sleep(0.1)
+            told = _tell(told, triton, say)
+        if not told:
+            say("  no models yet: a release by bin/train goes live " + _how(options, triton))
+        say(f"try: bin/infer --url {triton.http_url} --model-repository {repository}     stop: Ctrl-C")
+        while (status := triton.wait(options.poll_seconds)) is None:
+            with suppress(ServerError):  # busy, or just ended
+                told = _tell(told, triton, say)
+        raise ServerError(f"Triton stopped by itself (status {status}): {triton.log.tail(1)}")
+
+
+def choose(engine: Engine, image: str, memory: str | None, cpus: float | None) -> Container | None:
+    """What runs the server; None for the embedded one. `auto` is the stock image where it lies on this machine.
+
+    ServerError where `docker` is wanted and cannot be had; InputError for limits that the embedded one has not.
+    """
+    if engine != "embedded":
+        try:
+            return Container(container.find(image), image, memory, cpus)
+        except ServerError as error:
+            if engine == "docker":
+                raise ServerError(f"{error}; or use --engine embedded") from None
+            _log.debug("embedded, as %s", error)
+    if memory or cpus:
+        raise InputError(
+            "--memory and --cpus are for --engine docker; the embedded server takes them from systemd: "
+            "systemd-run --user --scope -p MemoryMax=4G -p CPUQuota=200% bin/serve"
+        )
+    return None
+
+
+def _running(options: ServerOptions, in_container: Container | None) -> AbstractContextManager[Server]:
+    return container.running(options, in_container) if in_container else server.running(options)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(socket.gethostbyname(host)).is_loopback
+    except OSError:  # no such host, which is said when its ports are chosen
+        return True
+
+
+def _how(options: ServerOptions, triton: Server) -> str:
+    if options.control == "poll":
+        return "within seconds"
+    return f"by bin/zoo promote NAME:VERSION --reload {triton.http_url}"
+
+
+def _tell(told: dict[str, str], triton: Server, say: Say) -> dict[str, str]:
+    """Say what is new of each version, `told` before: that it is ready, or by what reason it was refused."""
+    now = _states(triton)
+    for what, state in now.items():
+        if state == "loading":
+            now[what] = told.get(what, state)  # again: a server that polls tries a bad one each time
+        elif state != told.get(what):
+            say(f"  {what} {state}")
+    return now
+
+
+def _states(triton: Server) -> dict[str, str]:
+    found = {}
+    for name, version, state, reason in client.models(triton.http_url):
+        if state in ("READY", "LOADING"):
+            found[f"{name} version {version}"] = state.lower()
+        elif state == "UNAVAILABLE" and reason != "unloaded":
+            found[f"{name} version {version}"] = f"refused: {reason}"
+    # The index does not say why a model has no version at all.
+    return found | {name: f"refused: {reason}" for name, reason in triton.log.models_not_tried().items()}

@@ -32,7 +32,7 @@ from test_repository import LABELS, NAME, Candidate, make_source, release_json
 from test_triton_server import MATRIX, add_version, expected, images, onnx_model
 
 from pipeline.errors import ConflictError, InputError, ServerError, SignatureError, StorageError
-from pipeline.inference import infer
+from pipeline.inference import infer_test_images
 from pipeline.records import Published
 from pipeline.release import publish_run
 from pipeline.runfolder import RunFolder
@@ -729,7 +729,7 @@ def test_a_run_is_published_into_the_store_and_the_released_file_answers(
 ) -> None:
     published = publish_run(RunFolder(released.run), store)
     assert (published.name, published.version, published.repository) == (RELEASED, 1, store.location)
-    answers = infer(store, tmp_path, tmp_path / "results", name=None, url="127.0.0.1:9", count=5, seed=1)
+    answers = infer_test_images(store, tmp_path, tmp_path / "results", name=None, url="127.0.0.1:9", count=5, seed=1)
     assert f"answered by {store.location}/{RELEASED}/1/model.onnx" in answers
     (tmp_path / ".env").write_text(f"MODEL_REPOSITORY={store.location}\n", encoding="utf-8")
     listed = run_command("zoo", "list", cwd=tmp_path)

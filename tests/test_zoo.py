@@ -326,6 +326,17 @@ def test_code_from_elsewhere_is_refused_unless_trusted(
     assert transfer.install(there, tmp_path / "digits.tar", trust=True).live
 
 
+def test_a_release_that_is_said_to_be_torchscript_is_code(root: Path, tmp_path: Path, candidate: Candidate) -> None:
+    """Whatever its config.pbtxt says: bin/evaluate opens the file of the format that release.json names."""
+    content = json.loads(candidate.release_json)
+    content["gated"]["served_format"] = "torchscript"
+    publishing.publish_version(FileStore(root), NAME, candidate.source, json.dumps(content).encode())
+    there = FileStore(tmp_path / "there")
+    with pytest.raises(InputError, match=r"'torchscript'.*--trust"):
+        transfer.copy(FileStore(root), there, NAME, 1, trust=False)
+    assert transfer.copy(FileStore(root), there, NAME, 1, trust=True).live
+
+
 # What is wrong is found
 
 

@@ -9,7 +9,7 @@ import click
 
 from pipeline import options
 
-NAMES = ("train", "evaluate", "infer", "serve", "bench", "zoo", "docs")
+NAMES = ("train", "evaluate", "infer", "serve", "bench", "zoo", "doctor", "docs")
 
 CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": False}
 

@@ -21,11 +21,20 @@ if TYPE_CHECKING:
     from pipeline.triton.transfer import Exported
     from pipeline.triton.verification import Verification
 
-
 _OLD_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 _json = cloup.option("--json", "as_json", is_flag=True, help="Answer as JSON, of a shape that stays")
 _reason = cloup.option("-m", "--reason", default="", metavar="TEXT", help="Why, for the history")
+_reload = cloup.option(
+    "--reload",
+    "urls",
+    multiple=True,
+    metavar="URL",
+    help="A server under explicit control that is to load it; back to the version before, where it does not answer as "
+    "recorded. May be repeated",
+)
+# For the history.
+_UNPROVEN = "a server did not load it or did not answer as recorded"
 _trust = cloup.option("--trust", is_flag=True, help="Also a release that makes Triton run code which it brings along")
 
 
@@ -96,18 +105,25 @@ def _verify(store: "Store", named: options.Named | None) -> "Verification":
 
 @command.command("publish", context_settings=CONTEXT)
 @cloup.option("--run", "run_folder", required=True, metavar="DIR", help="The folder of a run that was judged")
+@_reload
 @_reason
 @_answers
-def _publish(store: "Store", run_folder: str, reason: str) -> "Published":
+def _publish(store: "Store", run_folder: str, urls: tuple[str, ...], reason: str) -> "Published":
     """Publish a run that was judged and validated before; it is validated now where it was not."""
     from pipeline import release
     from pipeline.runfolder import RunFolder
+    from pipeline.triton import reload, switching
 
     folder = RunFolder(Path(run_folder))
     if not folder.root.is_dir():
         raise InputError(f"{run_folder} is not a folder: give --run the output folder of a bin/train run")
     with folder.open():
-        published = release.publish_run(folder, store, reason)
+        published = reload.switch(
+            store,
+            urls,
+            change=lambda: release.publish_run(folder, store, reason),
+            back=lambda published: switching.rollback(store, published.name, reason=_UNPROVEN),
+        )
         published.save(folder.record("published"))
     return published
 
@@ -115,39 +131,55 @@ def _publish(store: "Store", run_folder: str, reason: str) -> "Published":
 @command.command("promote", context_settings=CONTEXT)
 @cloup.argument("chosen", metavar="NAME:V", type=options.VERSION)
 @cloup.option("--keep-live", is_flag=True, help="The version that is live now stays loaded, until bin/zoo finish")
+@_reload
 @_reason
 @_answers
-def _promote(store: "Store", chosen: options.Version, keep_live: bool, reason: str) -> "Event":
-    """Make a version live.
+def _promote(
+    store: "Store", chosen: options.Version, keep_live: bool, urls: tuple[str, ...], reason: str
+) -> "Event | Published":
+    """Make a version live; with --reload also one that is live already, for servers that have not loaded it yet.
 
     With --keep-live both are loaded: who names no version is answered by the new one, which must be the higher
     one and have the same config, and who names the other one by that.
     """
-    from pipeline.triton import switching
+    from pipeline.triton import reload, switching
 
-    return switching.promote(store, *chosen, keep_live=keep_live, reason=reason)
+    def change() -> "Event | Published":
+        if urls and not keep_live and (live := switching.already_live(store, *chosen)):
+            return live
+        return switching.promote(store, *chosen, keep_live=keep_live, reason=reason)
+
+    return reload.switch(
+        store, urls, change, back=lambda promoted: switching.rollback(store, promoted.name, reason=_UNPROVEN)
+    )
 
 
 @command.command("finish", context_settings=CONTEXT)
 @cloup.argument("name", metavar="NAME", type=options.NAME)
+@_reload
 @_reason
 @_answers
-def _finish(store: "Store", name: str, reason: str) -> "Event":
+def _finish(store: "Store", name: str, urls: tuple[str, ...], reason: str) -> "Event":
     """End --keep-live: only the live version stays loaded."""
-    from pipeline.triton import switching
+    from pipeline.triton import reload, switching
 
-    return switching.finish(store, name, reason=reason)
+    return reload.switch(store, urls, change=lambda: switching.finish(store, name, reason=reason), back=None)
 
 
 @command.command("rollback", context_settings=CONTEXT)
 @cloup.argument("name", metavar="NAME", type=options.NAME)
+@_reload
 @_reason
 @_answers
-def _rollback(store: "Store", name: str, reason: str) -> "Event":
+def _rollback(store: "Store", name: str, urls: tuple[str, ...], reason: str) -> "Event":
     """Make the version live that was live before."""
-    from pipeline.triton import switching
+    from pipeline.triton import reload, switching
 
-    return switching.rollback(store, name, reason=reason)
+    def back(event: "Event") -> None:
+        assert event.previous is not None
+        switching.promote(store, name, event.previous, reason=_UNPROVEN)
+
+    return reload.switch(store, urls, lambda: switching.rollback(store, name, reason=reason), back)
 
 
 @command.command("retire", context_settings=CONTEXT)

@@ -30,7 +30,7 @@ def choose(wanted: Precision, engine: "Engine") -> Autocast:
         if not _is_supported(wanted, engine.device):
             raise InputError(f"--precision {wanted} is not to be had on {engine.device}: use --precision auto or fp32")
         return wanted
-    return _faster(engine) if _computes_in_bf16(engine.device) else "fp32"
+    return _faster(engine) if computes_in_bf16(engine.device) else "fp32"
 
 
 def _faster(engine: "Engine") -> Autocast:
@@ -54,11 +54,11 @@ def _is_supported(precision: Autocast, device: torch.device) -> bool:
     if precision == "fp16":
         return device.type == "cuda"
     if precision == "bf16":
-        return device.type == "cpu" or _computes_in_bf16(device)
+        return device.type == "cpu" or computes_in_bf16(device)
     return True
 
 
-def _computes_in_bf16(device: torch.device) -> bool:
+def computes_in_bf16(device: torch.device) -> bool:
     """In hardware: an emulated bf16 is never faster."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))

@@ -1,19 +1,30 @@
-"""Ask a Triton server over HTTP and gRPC. tritonclient is imported late: it takes 0.3 s."""
+"""Ask a Triton server over HTTP and gRPC.
+
+tritonclient is imported late, as it takes 0.3 s, and torch not at all: `bin/serve` lives long and needs neither much
+memory nor time to start.
+"""
+
+from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPException
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from pipeline.errors import InputError, ServerError
-from pipeline.specs import INPUT, OUTPUT, Images, Probabilities
+from pipeline.triton.model_config import INPUT_NAME as INPUT
+from pipeline.triton.model_config import OUTPUT_NAME as OUTPUT
+
+if TYPE_CHECKING:
+    from pipeline.specs import Images, Probabilities
 
 _TIMEOUT_SECONDS = 60.0
 # Scheme; host, which may be an IPv6 address in brackets, and port.
 _ADDRESS = re.compile(r"(?:(http|grpc)://)?((?:[\w.-]+|\[[\da-fA-F:]+\]):\d{1,5})")
+_NO_NAME = "-"  # no model is released under it
 
 
 class Classify(Protocol):
@@ -133,10 +144,10 @@ def classify_grpc(url: str, model: str, images: Images, version: int | None = No
         return connection.classify(model, images, version)
 
 
-def top_labels(url: str, model: str, images: Images) -> list[str]:
-    """The label that the server gives each image, by Triton's classification extension."""
+def top_labels(url: str, model: str, images: Images, version: int | None = None) -> list[str]:
+    """The label that the server gives each image, by Triton's classification extension; as `Classify`."""
     with connected(url) as connection:
-        return [label for ((_, label),) in connection.ranked(model, images, 1)]
+        return [label for ((_, label),) in connection.ranked(model, images, 1, version)]
 
 
 def load_model(url: str, model: str) -> None:
@@ -147,6 +158,19 @@ def load_model(url: str, model: str) -> None:
         client.load_model(model)
 
 
+def demand_explicit_control(url: str) -> None:
+    """InputError where the server polls its repository, and so takes no such request; ServerError where none is."""
+    models(url)
+    try:
+        load_model(url, _NO_NAME)
+    except ServerError as error:
+        if "polling is enabled" in str(error):
+            raise InputError(
+                f"the server at {url} polls its repository, and takes up a version by itself: leave out --reload, or "
+                "start it by bin/serve --control explicit"
+            ) from None
+
+
 def models(url: str) -> list[ModelState]:
     """The server's index of its repository."""
     from tritonclient import http
@@ -154,7 +178,7 @@ def models(url: str) -> list[ModelState]:
     with _server(url), http.InferenceServerClient(url, network_timeout=_TIMEOUT_SECONDS) as client:
         index = client.get_model_repository_index()
     return [
-        ModelState(entry["name"], entry.get("version", ""), entry.get("state", ""), entry.get("reason", ""))
+        ModelState(entry["name"], entry.get("version", ""), entry.get("state", ""), _short(entry.get("reason", "")))
         for entry in index
     ]
 
@@ -169,6 +193,11 @@ def _server(what: str) -> Iterator[None]:
     except InferenceServerException as error:
         if error.status() == "StatusCode.UNAVAILABLE":
             raise ServerError(f"no Triton server answers for {what} ({error.message()}): start bin/serve") from None
-        raise ServerError(f"the server refused a request for {what}: {error.message()}") from None
+        raise ServerError(f"the server refused a request for {what}: {_short(error.message())}") from None
     except (OSError, HTTPException) as error:  # the second where the server goes before it has answered
         raise ServerError(f"no Triton server answers for {what} ({error}): start bin/serve") from None
+
+
+def _short(reason: str) -> str:
+    """Without the lines that say where in a backend's code it was."""
+    return " ".join(reason.partition("\n\nAt:\n")[0].split())

@@ -1,4 +1,7 @@
-"""The embedded Triton server: NVIDIA's own binary from the nvidia-pytriton wheel, without a container.
+"""A running Triton server, and the embedded one: NVIDIA's own binary from the nvidia-pytriton wheel.
+
+Whatever runs the server, the process that is started here lives as long as its standard input is open:
+so nothing outlives a killed program. Of the stock image's server that is `container`'s affair.
 
 The wheel lies in a folder of its own, `<environment>/triton`, because only its unused Python package
 has requirements. Its server carries only the Python backend; `backends/` takes the place of the
@@ -9,7 +12,6 @@ import http.client
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 import tempfile
@@ -18,10 +20,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
-from pipeline.errors import FolderError, ServerError
+from pipeline.errors import ServerError
 from pipeline.triton import guard, ports
+from pipeline.triton.server_log import ServerLog
 
 PACKAGE = Path(__file__).parent
 WHEEL = Path(sys.prefix) / "triton"
@@ -31,17 +34,15 @@ PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 STUB = TRITON / "python_backend_stubs" / PYTHON_VERSION / "triton_python_backend_stub"
 OLDEST_GLIBC = (2, 35)
 
-# A line of Triton's log that begins with E, for error: "E1121 01:52:32.362396 5247 file.cc:42] ...".
-ERROR_LINE = re.compile(r"^E\d{4} \S+ +\d+ \S+\] *(.+)$", re.MULTILINE)
-
-# What the guard may need, beside the requests, to end the server and remove its files.
+# What it may take, beside the requests, to end the server and remove its files.
 _SECONDS_TO_END = 5
 
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """What to serve (a folder, or s3://...) and where. A port of 0 means a free one; `load` is for explicit control.
+    """What to serve and where: a folder, or s3://..., which Triton reads itself. `load` is for explicit control only.
 
+    A port of 0 means a free one.
     Without a `log_file` the log has no name and ends with the server. At that end, requests that run
     may go on for `drain_seconds`; 0 kills the server at once.
     """
@@ -58,6 +59,11 @@ class ServerOptions:
     drain_seconds: int = 5
     load: tuple[str, ...] = ()
 
+    @property
+    def local_repository(self) -> str | None:
+        """The folder's path, or None where it is no folder."""
+        return None if "://" in str(self.repository) else str(Path(self.repository).resolve())
+
 
 @dataclass(frozen=True)
 class Server:
@@ -66,29 +72,31 @@ class Server:
     http_url: str
     grpc_url: str
     metrics_url: str
-    log_file: Path | None
-    _log: IO[bytes]
-    _guard: subprocess.Popen[bytes]
+    log: ServerLog
+    _process: subprocess.Popen[bytes]
 
     @property
     def pid(self) -> int:
-        """The guard's process id, and the session id of all of the server's processes."""
-        return self._guard.pid
+        """The id of the process that stands for the server: the guard's, or the container engine's."""
+        return self._process.pid
 
     @property
     def version(self) -> str:
         """Triton's version, as a live server states it; ServerError if it does not answer."""
         body = self._get("/v2")
         if body is None:
-            raise ServerError(f"Triton at {self.http_url} does not answer{self._where_its_log_is()}")
+            raise ServerError(f"Triton at {self.http_url} does not answer{self.log.where()}")
         return str(json.loads(body)["version"])
 
     def is_alive(self) -> bool:
-        return self._guard.poll() is None
+        return self._process.poll() is None
 
-    def wait(self) -> int:
-        """Wait until the server ends; return its exit status."""
-        return self._guard.wait()
+    def wait(self, seconds: float) -> int | None:
+        """The server's exit status, or None where it has not ended within so many seconds."""
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
 
     def wait_live(self, deadline: float) -> None:
         """Wait until the server answers, which is after it tried to load the models at its start.
@@ -99,16 +107,12 @@ class Server:
         while self._get("/v2/health/live") is None:
             if not self.is_alive():
                 raise ServerError(
-                    f"Triton stopped while starting (status {self._guard.returncode}): "
-                    f"{self._reason()}{self._where_its_log_is()}"
+                    f"Triton stopped while starting (status {self._process.returncode}): "
+                    f"{self.log.errors()}{self.log.where()}"
                 )
             if time.monotonic() >= deadline:
-                raise ServerError(f"Triton at {self.http_url} was not live in time{self._where_its_log_is()}")
+                raise ServerError(f"Triton at {self.http_url} was not live in time{self.log.where()}")
             time.sleep(0.02)
-
-    def log_tail(self, lines: int = 20) -> str:
-        """The last lines of the server's log."""
-        return "\n".join(self._log_text().splitlines()[-lines:])
 
     def _get(self, path: str) -> bytes | None:
         """The body of a good answer, else None."""
@@ -122,20 +126,6 @@ class Server:
             return None
         finally:
             connection.close()
-
-    def _reason(self) -> str:
-        """The errors in the log, or its last line where Triton logged none, in one line."""
-        text = self._log_text()
-        errors = ERROR_LINE.findall(text) or text.strip().splitlines()[-1:]
-        return "; ".join(dict.fromkeys(error.strip() for error in errors)) or "its log is empty"
-
-    def _log_text(self) -> str:
-        # The server writes at the file's position, so that must stay where it is.
-        descriptor = self._log.fileno()
-        return os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode(errors="replace")
-
-    def _where_its_log_is(self) -> str:
-        return f"; its log is {self.log_file}" if self.log_file else "; give --log-file to keep its log"
 
 
 def unavailable() -> str | None:
@@ -158,51 +148,57 @@ def unavailable() -> str | None:
 
 @contextmanager
 def running(options: ServerOptions) -> Iterator[Server]:
-    """Start a server, and stop it at the end, whatever happens; it need not be live yet.
+    """Start an embedded server, and stop it at the end, whatever happens; it need not be live yet.
 
     Raises PortInUseError for a taken port, and ServerError where no server can run here.
     """
     if reason := unavailable():
         raise ServerError(f"{reason}; use the stock image of Triton there")
+    chosen = choose_ports(options)
+    command = [sys.executable, "-I", "-S", guard.__file__]
+    folders = [tempfile.gettempdir(), TRITON / "backends" / "python", STUB, PACKAGE / "backends"]
+    command += map(str, [*folders, options.drain_seconds, BINARY])
+    command += arguments(options, options.local_repository or str(options.repository), options.host, chosen)
+    with started(command, _environment(), options, chosen) as server:
+        yield server
+
+
+def choose_ports(options: ServerOptions) -> dict[str, int]:
+    """The port for each of Triton's flags. PortInUseError for a taken one."""
     wanted = {
         "--http-port": options.http_port,
         "--grpc-port": options.grpc_port,
         "--metrics-port": options.metrics_port,
     }
-    chosen = ports.choose(options.host, wanted)
-    command = [sys.executable, "-I", "-S", guard.__file__]
-    folders = [tempfile.gettempdir(), TRITON / "backends" / "python", STUB, PACKAGE / "backends"]
-    command += map(str, [*folders, options.drain_seconds, BINARY])
-    command += _arguments(options, chosen)
-    with _open_log(options.log_file) as log:
+    return ports.choose(options.host, wanted)
+
+
+@contextmanager
+def started(
+    command: list[str], environment: dict[str, str], options: ServerOptions, chosen: dict[str, int]
+) -> Iterator[Server]:
+    """Run a command that is a server on these ports while its standard input is open; end it, whatever happens."""
+    log = ServerLog.open(options.log_file)
+    with log.file:
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            env=_environment(),
+            stdout=log.file,
+            stderr=log.file,
+            env=environment,
             cwd="/",
             start_new_session=True,  # Ctrl-C in a terminal is for us; we stop the server
         )
         http_url, grpc_url, metrics_url = (f"{options.host}:{port}" for port in chosen.values())
         try:
-            yield Server(http_url, grpc_url, metrics_url, options.log_file, log, process)
+            yield Server(http_url, grpc_url, metrics_url, log, process)
         finally:
             _stop(process, options.drain_seconds + _SECONDS_TO_END)
 
 
-def _open_log(path: Path | None) -> IO[bytes]:
-    """For writing and for reading back."""
-    try:
-        return path.open("w+b") if path else tempfile.TemporaryFile()
-    except OSError as error:
-        where = path or f"in {tempfile.gettempdir()}"
-        raise FolderError(f"cannot write the server's log {where}: {error.strerror or error}") from error
-
-
 def _stop(process: subprocess.Popen[bytes], seconds: float) -> None:
     assert process.stdin is not None
-    process.stdin.close()  # tells the guard to stop the server
+    process.stdin.close()  # so it stops the server
     try:
         process.wait(seconds)
     except BaseException:  # a second Ctrl-C, for one who does not want to wait for requests that run
@@ -214,22 +210,27 @@ def _stop(process: subprocess.Popen[bytes], seconds: float) -> None:
         process.wait()
 
 
-def _arguments(options: ServerOptions, chosen: dict[str, int]) -> list[str]:
-    repository = options.repository
+def arguments(options: ServerOptions, repository: str, host: str, chosen: dict[str, int]) -> list[str]:
+    """Triton's own arguments, with repository, address and ports as the server itself sees them."""
     arguments = [
-        f"--model-repository={repository if '://' in str(repository) else Path(repository).resolve()}",
+        f"--model-repository={repository}",
         f"--model-control-mode={options.control}",
         "--disable-auto-complete-config",
         f"--exit-on-error={str(options.exit_on_error).lower()}",
         f"--exit-timeout-secs={options.drain_seconds}",
-        *(f"--{service}-address={options.host}" for service in ("http", "grpc", "metrics")),
+        *(f"--{service}-address={host}" for service in ("http", "grpc", "metrics")),
         *(f"{flag}={port}" for flag, port in chosen.items()),
     ]
     if options.control == "poll":
         arguments.append(f"--repository-poll-secs={options.poll_seconds}")
-    if not Path("/dev/nvidiactl").exists():
+    if not has_gpu():
         arguments.append("--allow-gpu-metrics=false")
     return arguments + [f"--load-model={model}" for model in options.load]
+
+
+def has_gpu() -> bool:
+    """Whether NVIDIA's driver runs here."""
+    return Path("/dev/nvidiactl").exists()
 
 
 def _environment() -> dict[str, str]:

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from pipeline.errors import ConflictError, InputError
-from pipeline.records import Record
+from pipeline.records import Published, Record
 from pipeline.triton import history, journal, repository
 from pipeline.triton.history import Action, Event
 from pipeline.triton.publishing import kept_beside
@@ -22,6 +22,14 @@ def promote(store: Store, name: str, version: int, *, keep_live: bool = False, r
             raise InputError(f"{name} version {version} is live already; bin/zoo finish ends --keep-live")
         wanted = state.kept | {state.live} if keep_live else state.kept
         return _switched(store, "promote", name, version, state, wanted - {version}, reason)
+
+
+def already_live(store: Store, name: str, version: int) -> Published | None:
+    """A version that is live, and the one that the next roll-back goes to; None where another one is live."""
+    if repository.live_version(store, name) != version:
+        return None
+    previous = _next_rollback(store, name)
+    return Published(name=name, version=version, previous=previous, repository=store.location, new=False)
 
 
 def rollback(store: Store, name: str, *, reason: str = "") -> Event:

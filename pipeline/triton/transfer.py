@@ -5,6 +5,7 @@ verified in the staging folder, before anything is visible.
 """
 
 import hashlib
+import json
 import shutil
 import tarfile
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from pipeline.config import RELEASE_NAME
 from pipeline.errors import InputError
 from pipeline.records import Published, Record
 from pipeline.triton import model_config, repository
+from pipeline.triton.inspection import field
 from pipeline.triton.publishing import Arrival, bring_in
 from pipeline.triton.store import Store
 
@@ -134,14 +136,17 @@ def _check(folder: Path, name: str, where: str, *, trust: bool) -> None:
     for file in (repository.RELEASE, repository.CONFIG, repository.LABELS):
         if not (folder / file).is_file():
             raise InputError(f"{where} has no {file}: expected a released version")
-    repository.demand_as_released(repository.hashes(folder), (folder / repository.RELEASE).read_bytes(), where)
+    manifest = (folder / repository.RELEASE).read_bytes()
+    repository.demand_as_released(repository.hashes(folder), manifest, where)
     own = model_config.read(folder / repository.CONFIG)
     if own.name != name:
         raise InputError(f"{where} is a release of {own.name!r} under the name {name!r}: Triton would not load it")
-    code = model_config.code_in(own)
+    # By the second, bin/evaluate and bin/infer choose the file that they open.
+    served_format = field(json.loads(manifest), "gated", "served_format")
+    code = model_config.code_in(own) or (served_format != "onnx" and f"served format {served_format!r}")
     if code and not trust:
         raise InputError(
-            f"{where} makes Triton run code that comes with it ({code}): if you trust who made it, give --trust"
+            f"{where} makes its user run code that comes with it ({code}): if you trust who made it, give --trust"
         )
 
 
