@@ -48,7 +48,7 @@ class Service:
         begin = time.monotonic()
         version = act()
         assert self.live == version
-        return self.clients.wait_for(version, begin, self.seconds_to_live)
+        return self.clients.wait_for(version, begin, SECONDS_WHERE_BUSY)
 
     def assert_sound(self) -> None:
         """No request has failed; the repository is as it was released, and nothing else is there."""
