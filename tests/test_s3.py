@@ -53,8 +53,8 @@ server.stop()
 ACCESS = {"AWS_ACCESS_KEY_ID": "anyone", "AWS_SECRET_ACCESS_KEY": "unspoken", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
+@contextmanager
+def object_store() -> Iterator[str]:
     """The address of a store with one empty bucket, `zoo`; the environment has what it takes to use it."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ACCESS.items():
@@ -73,6 +73,12 @@ def endpoint() -> Iterator[str]:
             process.stdin.close()
             process.wait(10)
             process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    with object_store() as address:
+        yield address
 
 
 @pytest.fixture
