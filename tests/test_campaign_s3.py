@@ -4,9 +4,7 @@ What a publisher leaves when it is killed at each of its requests is in `test_s3
 counts.
 """
 
-import os
 import random
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,8 +15,8 @@ import candidates
 import pytest
 from clients import Protocol, asking
 from conftest import NAME, Workplace, assert_nothing_left
-from publishers import DONE, fork
-from service import SECONDS_WHERE_BUSY
+from publishers import killed_after
+from service import SECONDS_WHERE_BUSY, options
 from test_s3 import object_store
 
 from pipeline import release
@@ -26,7 +24,7 @@ from pipeline.runfolder import RunFolder
 from pipeline.triton import client, repository, switching, verification
 from pipeline.triton.client import ModelState
 from pipeline.triton.s3 import S3Store
-from pipeline.triton.server import ServerOptions, running
+from pipeline.triton.server import running
 
 
 @pytest.fixture(scope="module")
@@ -39,34 +37,6 @@ def publish(store: S3Store, run: Path) -> int:
     published = release.publish_run(RunFolder(run), store)
     assert published.live
     return published.version
-
-
-def options(store: S3Store) -> ServerOptions:
-    return ServerOptions(
-        repository=store.location,
-        log_file=None,
-        control="poll",
-        exit_on_error=False,
-        http_port=0,
-        grpc_port=0,
-        metrics_port=0,
-        drain_seconds=0,
-    )
-
-
-def kill_publishing(store: S3Store, run: Path, seconds: float) -> bool:
-    """Whether it still published after so many seconds, and was killed."""
-
-    def act() -> int:
-        publish(S3Store(store.location), run)
-        return DONE
-
-    child = fork(act)
-    time.sleep(seconds)
-    os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    assert os.waitstatus_to_exitcode(status) in (DONE, -signal.SIGKILL)
-    return os.WIFSIGNALED(status)
 
 
 def test_nobody_notices_releases_and_killed_publishers_in_an_object_store(
@@ -82,7 +52,7 @@ def test_nobody_notices_releases_and_killed_publishers_in_an_object_store(
     seconds: list[float] = []
     guards: list[int] = []
     publish(store, runs[0])
-    with running(options(store)) as server:
+    with running(options(store.location, None)) as server:
         guards.append(server.pid)
         server.wait_live(time.monotonic() + 60)
         urls: list[tuple[Protocol, str]] = [("http", server.http_url), ("grpc", server.grpc_url)]
@@ -104,10 +74,10 @@ def test_nobody_notices_releases_and_killed_publishers_in_an_object_store(
             while killed < kills:
                 before, run = repository.live_version(store, NAME), runs[killed % 2]
                 new = repository.next_version(store, NAME)
-                killed += kill_publishing(store, run, rng.uniform(0, usual))
+                killed += killed_after(rng.uniform(0, usual), partial(publish, S3Store(store.location), run))
                 live = repository.live_version(store, NAME)
                 assert live in (before, new)
-                with running(options(store)) as restarted:
+                with running(options(store.location, None)) as restarted:
                     guards.append(restarted.pid)
                     restarted.wait_live(time.monotonic() + 60)
                     assert client.models(restarted.http_url) == [ModelState(NAME, str(live), "READY", "")]
