@@ -155,8 +155,8 @@ class Engine:
 
 
 def _parameter_groups(network: nn.Module, weight_decay: float) -> ParameterGroups:
-    """Biases and normalisation weights, the 1-D parameters, are not decayed."""
-    parameters = list(network.parameters())
+    """What is learned; biases and normalisation weights, the 1-D parameters, are not decayed."""
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     return [
         {"params": [parameter for parameter in parameters if parameter.ndim > 1], "weight_decay": weight_decay},
         {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
