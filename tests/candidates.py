@@ -26,10 +26,14 @@ R = TypeVar("R", bound=Record)
 def softened(run: Path, target: Path, share: float, served_format: ServedFormat = "onnx") -> Path:
     """A run whose network is less sure: its scores are multiplied, and it answers with the same classes.
 
-    So its accuracy is the same, and its speed, which is not measured again. All else is.
+    So its accuracy is the same, and its speed, which is not measured again. All else is. It has one format.
     """
     folder = _copy(run, target)
-    config = _keep(folder, "config", _config(folder).model_copy(update={"served_format": served_format}))
+    config = _keep(
+        folder,
+        "config",
+        _config(folder).model_copy(update={"served_format": served_format, "export_formats": (served_format,)}),
+    )
     model_id, data = config.train.model_id, DataInfo.load(folder.record("data"))
     served = build_served(model_id, data)
     weights = torch.load(folder.model(data.short_name, "pytorch"), map_location="cpu", weights_only=True)

@@ -29,8 +29,8 @@ Probabilities = NDArray[np.float32]
 Protocol = Literal["http", "grpc"]
 
 TOLERANCE = 1e-4
-# Of each second a client leaves some to the server's other work, on a machine with two cores.
-PAUSE_SECONDS = 0.005
+# Of two cores the clients shall leave one, to the server's other work: a backend that starts takes one for seconds.
+PAUSE_SECONDS = 0.02
 
 
 class Line(Record):

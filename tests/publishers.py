@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +32,26 @@ def fork(action: Callable[[], int]) -> int:
         status = action()
     finally:
         os._exit(status)
+
+
+def killed_after(seconds: float, action: Callable[[], object]) -> bool:
+    """Whether a process was still in this action after so many seconds, and was killed."""
+    begun, begin = os.pipe()
+
+    def run() -> int:
+        os.write(begin, b"x")
+        action()
+        return DONE
+
+    child = fork(run)
+    os.read(begun, 1)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os.close(begun)
+    os.close(begin)
+    assert status in (DONE, -signal.SIGKILL)
+    return status != DONE
 
 
 def die() -> None:

@@ -48,7 +48,7 @@ class Service:
         begin = time.monotonic()
         version = act()
         assert self.live == version
-        return self.clients.wait_for(version, begin, self.seconds_to_live)
+        return self.clients.wait_for(version, begin, SECONDS_WHERE_BUSY)
 
     def assert_sound(self) -> None:
         """No request has failed; the repository is as it was released, and nothing else is there."""
@@ -61,7 +61,7 @@ class Service:
 
     def assert_a_new_server_serves_all(self) -> None:
         """It starts on what is there now, and answers by what the repository says is live."""
-        with running(_options(self.root, None)) as server:
+        with running(options(self.root, None)) as server:
             self.guards.append(server.pid)
             server.wait_live(time.monotonic() + 60)
             index = {model.name: (model.version, model.state) for model in client.models(server.http_url)}
@@ -83,7 +83,7 @@ def serving(run: Path, folder: Path, *, clients: int, campaign: bool) -> Iterato
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(temporary))
         patch.setenv("TMPDIR", str(temporary))
-        with running(_options(root, folder / "triton.log")) as server:
+        with running(options(root, folder / "triton.log")) as server:
             server.wait_live(time.monotonic() + 60)
             with asking(str(root), NAME, _urls(server)[:clients], folder / "clients") as asked:
                 guards = [server.pid]
@@ -97,10 +97,10 @@ def _urls(server: Server) -> list[tuple[Protocol, str]]:
     return [("http", server.http_url), ("grpc", server.grpc_url), ("http", server.http_url), ("grpc", server.grpc_url)]
 
 
-def _options(root: Path, log_file: Path | None) -> ServerOptions:
+def options(repository: Path | str, log_file: Path | None) -> ServerOptions:
     """As bin/serve has them."""
     return ServerOptions(
-        repository=root,
+        repository=repository,
         log_file=log_file,
         control="poll",
         exit_on_error=False,

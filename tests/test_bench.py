@@ -31,6 +31,7 @@ from pipeline.specs import Arrays
 
 # A small network, trained for an epoch, in place of the recipes, and small matrices for the peak.
 SMALL = """
+from pipeline import cli
 from pipeline.benchmarks import machine, training
 from pipeline.models import mnist_fcn_v1
 machine._SIDE_ON_A_CPU = 256

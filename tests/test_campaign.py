@@ -58,6 +58,7 @@ def test_nobody_notices_that_versions_come_and_go(service: Service, runs: list[P
     for served_format in ("torchscript", "onnx"):
         goes_live(partial(promote, served_format))
     print(f"{len(seconds)} switches, live within {max(seconds):.2f} s, {sum(seconds) / len(seconds):.2f} s on average")
+    assert max(seconds) < service.seconds_to_live, seconds
     # Each client saw these, and no other in between.
     assert [versions[-len(seen) :] for versions in service.clients.versions()] == [seen] * 4
     service.assert_sound()
@@ -115,7 +116,9 @@ def test_a_config_from_the_future_does_not_keep_a_version_from_going_live(servic
     future = time.time() + 3600
     os.utime(service.root / NAME / "config.pbtxt", (future, future))
     time.sleep(1.5)  # more than one period of the server, which loads it again
-    print(f"live within {service.goes_live(lambda: service.publish(runs[0])):.2f} s")
+    seconds = service.goes_live(lambda: service.publish(runs[0]))
+    print(f"live within {seconds:.2f} s")
+    assert seconds < service.seconds_to_live
     service.assert_sound()
 
 

@@ -11,14 +11,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import candidates
 import pytest
 from conftest import NAME, ROOT, Workplace, environment
-from publishers import DONE, count_steps, die, disturb, fork
+from publishers import DONE, count_steps, die, disturb, fork, killed_after
 from service import Service, serving
 
 from pipeline import release
@@ -58,7 +58,7 @@ def test_a_publisher_killed_at_any_moment_harms_nothing(
             was_killed = kill_command(runs[name], service.root, rng.uniform(0, 5))
             killed += was_killed
         else:
-            was_killed = kill_publishing(partial(service.publish, runs[name]), rng.uniform(0, usual))
+            was_killed = killed_after(rng.uniform(0, usual), partial(service.publish, runs[name]))
             killed, inside = killed + was_killed, inside + was_killed
         assert repository.live_version(service.store, name) in ((before, new) if was_killed else (new,))
         service.assert_a_new_server_serves_all()
@@ -75,26 +75,6 @@ def kill_command(run: Path, root: Path, seconds: float) -> bool:
     status = process.wait()
     assert status in (0, -signal.SIGKILL)
     return status != 0
-
-
-def kill_publishing(publish: Callable[[], int], seconds: float) -> bool:
-    """Whether it still published after so many seconds, and was killed."""
-    begun, begin = os.pipe()
-
-    def run() -> int:
-        os.write(begin, b"x")
-        publish()
-        return DONE
-
-    child = fork(run)
-    os.read(begun, 1)
-    time.sleep(seconds)
-    os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    os.close(begun)
-    os.close(begin)
-    assert os.waitstatus_to_exitcode(status) in (DONE, -signal.SIGKILL)
-    return os.WIFSIGNALED(status)
 
 
 @pytest.mark.parametrize("action", ["first publish", "next publish", "rollback"])

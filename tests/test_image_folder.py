@@ -381,7 +381,7 @@ def test_the_size_is_the_wanted_one_and_else_64(colours: Path) -> None:
     assert describe(config, colours).shape == (3, 64, 64)
     large = config.model_copy(update={"image_size": 100})
     assert describe(large, colours).shape == (3, 100, 100)
-    with pytest.raises(InputError, match="20 to 64 pixels; choose another --model-id, --dataset-id or --image-size"):
+    with pytest.raises(InputError, match="16 to 64 pixels; choose another --model-id, --dataset-id or --image-size"):
         check_fit(large, describe(large, colours))
 
 

@@ -122,7 +122,7 @@ def server(workplace: Workplace, temporary: Path) -> Iterator[tuple[subprocess.P
     process = start_command("serve", *free, cwd=workplace.folder, temporary=temporary)
     try:
         assert process.stdout is not None
-        found = re.search(r"HTTP (\S+), gRPC (\S+)", process.stdout.readline())
+        found = re.search(r"HTTP ([\d.:]+), gRPC ([\d.:]+)", process.stdout.readline())
         assert found
         yield process, found[1], found[2]
     finally:

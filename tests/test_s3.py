@@ -27,7 +27,8 @@ from botocore.exceptions import ConnectionClosedError
 from botocore.httpsession import URLLib3Session
 from conftest import NAME as RELEASED
 from conftest import Workplace, run_command, start_command, wait_until
-from test_repository import LABELS, NAME, Candidate, fork, make_source, release_json
+from publishers import NOT_REACHED, fork
+from test_repository import LABELS, NAME, Candidate, make_source, release_json
 from test_triton_server import MATRIX, add_version, expected, images, onnx_model
 
 from pipeline.errors import ConflictError, InputError, ServerError, SignatureError, StorageError
@@ -52,8 +53,8 @@ server.stop()
 ACCESS = {"AWS_ACCESS_KEY_ID": "anyone", "AWS_SECRET_ACCESS_KEY": "unspoken", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
+@contextmanager
+def object_store() -> Iterator[str]:
     """The address of a store with one empty bucket, `zoo`; the environment has what it takes to use it."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ACCESS.items():
@@ -72,6 +73,12 @@ def endpoint() -> Iterator[str]:
             process.stdin.close()
             process.wait(10)
             process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    with object_store() as address:
+        yield address
 
 
 @pytest.fixture
@@ -420,8 +427,6 @@ def test_publishers_at_once_all_succeed(location: str, tmp_path: Path) -> None:
 
 
 # Publishers that are killed
-
-NOT_REACHED = 10
 
 
 def killed_at(change: int, action: Callable[[], object]) -> bool:
