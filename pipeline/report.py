@@ -1,6 +1,7 @@
 """What a run tells a person: the values it begins with, and what it came to."""
 
 import logging
+import shlex
 
 from pipeline import zoo_report
 from pipeline.config import RunConfig
@@ -44,7 +45,7 @@ def end(outcome: Outcome) -> str:
     if outcome.published:
         lines.append(zoo_report.published(outcome.published))
     elif outcome.validated and outcome.validated.passed:
-        lines.append(f"  publish     bin/zoo publish --run {outcome.config.output_dir}")
+        lines.append(f"  publish     bin/zoo publish --run {shlex.quote(str(outcome.config.output_dir))}")
     lines.append("  seconds     " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in outcome.seconds.items()))
     if outcome.config.dataset_fallback:
         lines.append(

@@ -2,6 +2,7 @@
 
 import ipaddress
 import logging
+import shlex
 import socket
 import time
 from collections.abc import Callable
@@ -53,7 +54,7 @@ def serve(options: ServerOptions, in_container: Container | None, ready_seconds:
             told = _tell(told, triton, say)
         if not told:
             say("  no models yet: a release by bin/train goes live " + _how(options, triton))
-        say(f"try: bin/infer --url {triton.http_url} --model-repository {repository}     stop: Ctrl-C")
+        say(f"try: bin/infer --url {triton.http_url} --model-repository {shlex.quote(repository)}     stop: Ctrl-C")
         while (status := triton.wait(options.poll_seconds)) is None:
             with suppress(ServerError):  # busy, or just ended
                 told = _tell(told, triton, say)

@@ -1,5 +1,6 @@
 """What `bin/zoo` tells a person: each of its answers as lines or a table."""
 
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -154,13 +155,14 @@ def published(answer: Published) -> str:
         return f"{where} is this very release, in {location} already, and {state}: nothing was changed"
     if not answer.live:
         return f"{where}, not live in {location}: the higher version {answer.previous} came meanwhile"
+    there = f"--model-repository {shlex.quote(location)}"
     lines = [
         f"{where}, live in {location}",
-        f"  serve       bin/serve --model-repository {location}",
-        f"  ask         bin/infer --name {name} --model-repository {location}",
+        f"  serve       bin/serve {there}",
+        f"  ask         bin/infer --name {name} {there}",
     ]
     if answer.previous is not None:
-        lines.append(f"  roll back   bin/zoo rollback {name} --model-repository {location}")
+        lines.append(f"  roll back   bin/zoo rollback {name} {there}")
     return "\n".join(lines)
 
 

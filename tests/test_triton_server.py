@@ -182,7 +182,7 @@ BAD: dict[str, tuple[ModelFile | None, tuple[str, ...]]] = {
 @pytest.fixture(scope="module")
 def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Good and bad models in one repository, under one server."""
-    repository = tmp_path_factory.mktemp("triton") / "models"
+    repository = tmp_path_factory.mktemp("triton") / "models; of $HOME 'and' more"
     add_version(repository / "by-onnxruntime", 3, "onnxruntime", onnx_model())
     add_version(repository / "by-pytorch", 3, "pytorch", Tiny(MATRIX))
     for name, (file, _) in BAD.items():

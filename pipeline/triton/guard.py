@@ -15,6 +15,7 @@ import ctypes
 import fcntl
 import os
 import select
+import shlex
 import shutil
 import signal
 import subprocess
@@ -100,6 +101,19 @@ def fill_backend_folder(folder: Path, python_backend: Path, stub: Path, backends
     for backend in backends.glob("*/model.py"):
         (folder / backend.parent.name).symlink_to(backend.parent)
     busy_file(folder).touch()
+
+
+def with_plain_path(argument: str, folder: Path) -> str:
+    """The same argument, its repository under the path of a link where a shell would not take its own as one word.
+
+    The Python backend starts a stub by a line for a shell, and quotes nothing in it.
+    """
+    flag, equals, path = argument.partition("=")
+    if flag != "--model-repository" or shlex.quote(path) == path:
+        return argument
+    link = folder / "models"
+    link.symlink_to(path)
+    return f"{flag}{equals}{link}"
 
 
 def start(command: list[str], folder: Path) -> Server:
@@ -196,7 +210,7 @@ def main(temporary: str, python_backend: str, stub: str, backends: str, drain_se
         fill_backend_folder(folder, Path(python_backend), Path(stub), Path(backends))
         server = start(
             [
-                *command,
+                *(with_plain_path(argument, folder) for argument in command),
                 f"--backend-directory={folder}",
                 f"--backend-config=python,shm-region-prefix-name={folder.name}",
             ],
