@@ -17,6 +17,7 @@ Device = Literal["cpu", "cuda", "mps"]
 Autocast = Literal["fp32", "bf16", "fp16"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Trainer = Literal["single", "hogwild", "ddp"]
+Engine = Literal["auto", "embedded", "docker"]
 
 RELEASE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 ENVIRONMENT = {"data_dir": "DATA_DIR", "output_dir": "OUTPUT_DIR", "model_repository": "MODEL_REPOSITORY"}
@@ -138,6 +139,7 @@ class RunConfig(Record):
     dataset_fallback: bool
     num_processes: int = 1
     tensorboard: bool = False
+    validate_with: Engine = "embedded"
     sources: dict[str, Source]
 
     @property

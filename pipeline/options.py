@@ -44,6 +44,7 @@ DEFAULTS: dict[str, Any] = {
     "max_model_size_mb": 10.0,
     "max_inference_time_ms": 50.0,
 }
+ENGINES = ("auto", "embedded", "docker")
 FORMATS: tuple[Literal["pytorch", "onnx", "torchscript"], ...] = ("pytorch", "onnx", "torchscript")
 
 
@@ -275,6 +276,13 @@ TRAIN = (
             "--release-name", metavar="NAME", help="Name in the repository [default: <model id>-<dataset id>]"
         ),
         cloup.option("--no-publish", is_flag=True, help="Judge and validate, but publish nothing"),
+        cloup.option(
+            "--validate-with",
+            type=click.Choice(ENGINES),
+            default="embedded",
+            show_default=True,
+            help="Which Triton is to prove it; auto: the stock image where it lies here, else the embedded one",
+        ),
     ),
     cloup.option_group("Output", quiet, debug),
 )

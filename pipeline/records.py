@@ -333,9 +333,9 @@ class Validated(Record):
 
 
 class Published(Record):
-    """`previous` is the version that was live before; where this one is not live now, a higher one that stayed so.
+    """`previous` is the version that was live before; where this one is not live now, the one that stayed so.
 
-    `new` is false of a version that was there already, and was left as it was.
+    `new` is false of a version that was there already.
     """
 
     name: str

@@ -39,7 +39,7 @@ from pipeline.stages.train import train
 from pipeline.stages.validate import starting_server, validate
 from pipeline.stages.verify import verify
 from pipeline.training.group import ALONE, Group
-from pipeline.triton import repository
+from pipeline.triton import container, repository
 from pipeline.triton.store import Store, open_store
 
 _log = logging.getLogger(__name__)
@@ -84,6 +84,8 @@ def run(config: RunConfig, outcome: Outcome, group: Group = ALONE) -> None:
     if group.rank > 0:
         train(_prepare(config, group), config, folder, group)
         return
+    if config.export and not config.dry_run:
+        container.choose(config.validate_with)  # what is missing is said before the training, not after it
     if config.publish:
         store = open_store(config.model_repository)
         store.check_writable()
@@ -139,7 +141,7 @@ def _run(config: RunConfig, folder: RunFolder, outcome: Outcome, group: Group) -
         )
     # The server starts while the card is drawn.
     wanted = gated.passed and config.judged_format == config.served_format
-    with starting_server(folder) if wanted else nullcontext() as server:
+    with starting_server(folder, config.validate_with) if wanted else nullcontext() as judge:
         with outcome.stage("card"):
             entry = registry.model(config.train.model_id)
             inputs = CardInputs(
@@ -153,27 +155,28 @@ def _run(config: RunConfig, folder: RunFolder, outcome: Outcome, group: Group) -
         with outcome.stage("assemble"):
             assembled = keep("assembled", assemble(config, data, exported, carded, folder))
         with outcome.stage("validate"):
-            validated = outcome.validated = keep("validated", validate(assembled, data.labels, folder, server))
+            validated = outcome.validated = keep("validated", validate(assembled, data.labels, folder, judge))
     demand_verdict(validated)
     if config.publish:
         with outcome.stage("publish"):
             outcome.published = keep("published", publish_run(folder, open_store(config.model_repository)))
 
 
-def publish_run(folder: RunFolder, store: Store, reason: str = "") -> Published:
+def publish_run(folder: RunFolder, store: Store, reason: str = "", *, promote: bool = True) -> Published:
     """Publish what a run folder holds; the server's verdict is asked for first where the run has none.
 
     InputError where the run did not get as far as `assemble`.
     """
     gated = Gated.load(folder.record("gated"))
     demand_gates(gated)
+    config = RunConfig.load(folder.record("config"))
     assembled = Assembled.load(folder.record("assembled"))
     data = DataInfo.load(folder.record("data"))
     if not folder.record("validated").exists():
-        with starting_server(folder) as server:
-            validate(assembled, data.labels, folder, server).save(folder.record("validated"))
+        with starting_server(folder, config.validate_with) as judge:
+            validate(assembled, data.labels, folder, judge).save(folder.record("validated"))
     inputs = ReleaseInputs(
-        config=RunConfig.load(folder.record("config")),
+        config=config,
         code=CodeInfo.load(folder.record("code")),
         data=data,
         trained=Trained.load(folder.record("trained")),
@@ -183,7 +186,7 @@ def publish_run(folder: RunFolder, store: Store, reason: str = "") -> Published:
         benchmarked=Benchmarked.load(folder.record("benchmarked")),
     )
     validated = Validated.load(folder.record("validated"))
-    return publish(assembled, gated, validated, inputs, folder, store, reason)
+    return publish(assembled, gated, validated, inputs, folder, store, reason, promote=promote)
 
 
 def demand_gates(gated: Gated) -> None:

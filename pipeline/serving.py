@@ -1,24 +1,21 @@
 """Serve a model repository until told to stop, and say what becomes of its models."""
 
 import ipaddress
-import logging
 import shlex
 import socket
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
+from pipeline.config import Engine
 from pipeline.errors import FolderError, InputError, ServerError
 from pipeline.triton import client, container, server
 from pipeline.triton.container import Container
 from pipeline.triton.server import Server, ServerOptions
 from pipeline.triton.store import open_store
 
-_log = logging.getLogger(__name__)
-
-Engine = Literal["auto", "embedded", "docker"]
 Say = Callable[[str], None]
 
 
@@ -62,17 +59,13 @@ def serve(options: ServerOptions, in_container: Container | None, ready_seconds:
 
 
 def choose(engine: Engine, image: str, memory: str | None, cpus: float | None) -> Container | None:
-    """What runs the server; None for the embedded one. `auto` is the stock image where it lies on this machine.
-
-    ServerError where `docker` is wanted and cannot be had; InputError for limits that the embedded one has not.
-    """
-    if engine != "embedded":
-        try:
-            return Container(container.find(image), image, memory, cpus)
-        except ServerError as error:
-            if engine == "docker":
-                raise ServerError(f"{error}; or use --engine embedded") from None
-            _log.debug("embedded, as %s", error)
+    """What runs the server, as `container.choose` has it; InputError for limits that the embedded one has not."""
+    try:
+        chosen = container.choose(engine, image)
+    except ServerError as error:
+        raise ServerError(f"{error}; or use --engine embedded") from None
+    if chosen:
+        return replace(chosen, memory=memory, cpus=cpus)
     if memory or cpus:
         raise InputError(
             "--memory and --cpus are for --engine docker; the embedded server takes them from systemd: "

@@ -96,6 +96,7 @@ def configure(flags: Mapping[str, Any], dataset_id: str, *, fallback: bool, star
         resume=flags["resume"],
         dataset_fallback=fallback,
         tensorboard=flags["tensorboard"],
+        validate_with=flags["validate_with"],
         sources={**{name: value.source for name, value in values.items()}, **_id_sources(flags, fallback)},
     )
 

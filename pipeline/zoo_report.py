@@ -23,7 +23,7 @@ from pipeline.triton.inspection import (
     field,
 )
 from pipeline.triton.switching import Pruned
-from pipeline.triton.transfer import Exported
+from pipeline.triton.transfer import Exported, Pulled
 from pipeline.triton.verification import Verification
 
 _NOTHING = "-"
@@ -150,9 +150,16 @@ def published(answer: Published) -> str:
     """Where it is, and what to do with it."""
     name, location = answer.name, answer.repository
     where = f"  version     {name} version {answer.version}"
+    if not answer.new and answer.live and answer.previous != answer.version:
+        return f"{where} is live again in {location}, after version {answer.previous}"
     if not answer.new:
         state = "live" if answer.live else f"not live, which version {answer.previous} is"
         return f"{where} is this very release, in {location} already, and {state}: nothing was changed"
+    if not answer.live and answer.previous is not None and answer.previous < answer.version:
+        return (
+            f"{where}, in {location}; version {answer.previous} stays live\n"
+            f"  make live   bin/zoo promote {name}:{answer.version} --model-repository {shlex.quote(location)}"
+        )
     if not answer.live:
         return f"{where}, not live in {location}: the higher version {answer.previous} came meanwhile"
     there = f"--model-repository {shlex.quote(location)}"
@@ -164,6 +171,11 @@ def published(answer: Published) -> str:
     if answer.previous is not None:
         lines.append(f"  roll back   bin/zoo rollback {name} {there}")
     return "\n".join(lines)
+
+
+@text.register
+def _(answer: Pulled) -> RenderableType:
+    return "\n".join(map(published, answer.names)) or f"nothing is live in {answer.source}"
 
 
 @text.register

@@ -64,7 +64,7 @@ def _validated(folder: RunFolder, alter: Callable[[Path], None] = lambda version
     data = DataInfo.load(folder.record("data"))
     exported = Exported.load(folder.record("exported"))
     carded = Carded.load(folder.record("carded"))
-    with starting_server(folder) as server:
+    with starting_server(folder, "embedded") as judge:
         assembled = assemble(_config(folder), data, exported, carded, folder)
         version = folder.candidate / assembled.name / str(assembled.version)
         alter(version)
@@ -73,7 +73,7 @@ def _validated(folder: RunFolder, alter: Callable[[Path], None] = lambda version
         live.write_text(repository.pointing_config(own, assembled.version), encoding="utf-8")
         assembled = assembled.model_copy(update={"hashes": repository.hashes(version)})
         _keep(folder, "assembled", assembled)
-        _keep(folder, "validated", validate(assembled, data.labels, folder, server))
+        _keep(folder, "validated", validate(assembled, data.labels, folder, judge))
     return folder.root
 
 

@@ -228,7 +228,8 @@ def test_a_tar_file_has_the_same_bytes_each_time_and_no_owner(store: FileStore, 
     assert first.read_bytes() == second.read_bytes()
     with tarfile.open(first) as archive:
         members = archive.getmembers()
-    assert {member.name for member in members} == {f"{NAME}/{path}" for path in store.files(f"{NAME}/2")}
+    version = {f"{NAME}/2/{path}" for path in store.files(f"{NAME}/2")}
+    assert {member.name for member in members} == {*version, f"{NAME}/config.pbtxt", "SHA256SUMS"}
     assert {(member.uname, member.gname, member.uid, member.mtime, member.mode) for member in members} == {
         ("", "", 0, 0, 0o644)
     }
@@ -251,22 +252,38 @@ def plain(name: str, content: bytes = b"x") -> tuple[tarfile.TarInfo, bytes]:
 
 
 def link(kind: bytes) -> tuple[tarfile.TarInfo, bytes]:
-    entry = tarfile.TarInfo(f"{NAME}/link")
+    entry = tarfile.TarInfo(f"{NAME}/2/link")
     entry.type, entry.linkname = kind, "/etc/passwd"
     return entry, b""
 
 
 HOSTILE: dict[str, tuple[tuple[tarfile.TarInfo, bytes], str]] = {
-    "outside": (plain(f"{NAME}/../../escaped"), "not a path inside"),
-    "absolute": (plain("/tmp/escaped"), "not one release"),
-    "absolute inside": (plain(f"{NAME}//tmp/escaped"), "not a path inside"),
-    "symbolic link": (link(tarfile.SYMTYPE), "plain files"),
-    "hard link": (link(tarfile.LNKTYPE), "plain files"),
-    "device": (link(tarfile.CHRTYPE), "plain files"),
-    "second time": (plain(f"{NAME}/model.onnx"), "each once"),
-    "not released": (plain(f"{NAME}/extra.py"), r"extra\.py is not as it was released"),
-    "another name": (plain("other/model.onnx"), "in one folder"),
+    "outside": (plain(f"{NAME}/2/../../escaped"), "not a plain file inside"),
+    "absolute": (plain("/tmp/escaped"), "not a plain file inside"),
+    "absolute inside": (plain(f"{NAME}/2//tmp/escaped"), "not a plain file inside"),
+    "symbolic link": (link(tarfile.SYMTYPE), "not a plain file"),
+    "hard link": (link(tarfile.LNKTYPE), "not a plain file"),
+    "device": (link(tarfile.CHRTYPE), "not a plain file"),
+    "second time": (plain(f"{NAME}/2/model.onnx"), "once"),
+    "not released": (plain(f"{NAME}/2/extra.py"), r"extra\.py is not as it was released"),
+    "another name": (plain("other/2/model.onnx"), "one version of one name"),
+    "another version": (plain(f"{NAME}/3/model.onnx"), "one version of one name"),
+    "beside the versions": (plain(f"{NAME}/model.py"), "one version of one name"),
+    "beside the names": (plain("README.md"), "one version of one name"),
 }
+
+
+def summed_anew(path: Path, *, left_out: str = "", added: tuple[tarfile.TarInfo, bytes] | None = None) -> None:
+    """Write a tar file again, with other entries and right sums, as one who means harm would."""
+    with tarfile.open(path) as archive:
+        entries = [(member, archive.extractfile(member)) for member in archive]
+        contents = [(member, file.read()) for member, file in entries if file and member.name != "SHA256SUMS"]
+    kept = [(member, content) for member, content in contents if member.name != left_out]
+    kept += [added] if added else []
+    lines = [f"{repository.sha256(content)}  {member.name}\n" for member, content in kept]
+    with tarfile.open(path, "w") as archive:
+        for member, content in (*kept, plain("SHA256SUMS", "".join(lines).encode())):
+            archive.addfile(member, io.BytesIO(content))
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
@@ -275,14 +292,57 @@ def test_a_tar_file_with_anything_else_is_refused(store: FileStore, root: Path, 
     path = tmp_path / "tars" / "digits.tar"
     path.parent.mkdir()
     transfer.export(store, NAME, 2, path)
-    with tarfile.open(path, "a") as archive:
-        archive.addfile(entry, io.BytesIO(content))
+    summed_anew(path, added=(entry, content))
     there = FileStore(tmp_path / "there" / "models")
     with pytest.raises(InputError, match=said):
         transfer.install(there, path, trust=True)
     assert repository.names(there) == []
     assert not list(tmp_path.rglob("escaped"))
     assert [path.name for path in (tmp_path / "there").glob("*")] in ([], ["models"])
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        (f"{NAME}/config.pbtxt", "with its config.pbtxt"),
+        (f"{NAME}/2/config.pbtxt", "not what makes version 2 live"),
+        (f"{NAME}/2/release.json", "has no release.json"),
+        (f"{NAME}/2/labels.txt", "has no labels.txt"),
+        (f"{NAME}/2/model.onnx", r"model\.onnx is not as it was released"),
+    ],
+)
+def test_a_tar_file_that_lacks_a_file_is_refused(store: FileStore, tmp_path: Path, file: str, said: str) -> None:
+    path = tmp_path / "digits.tar"
+    transfer.export(store, NAME, 2, path)
+    summed_anew(path, left_out=file)
+    with pytest.raises(InputError, match=said):
+        transfer.install(FileStore(tmp_path / "there"), path, trust=True)
+    assert repository.names(FileStore(tmp_path / "there")) == []
+
+
+def test_a_tar_file_makes_no_other_version_live(store: FileStore, root: Path, tmp_path: Path) -> None:
+    """For those who unpack it by hand."""
+    path = tmp_path / "digits.tar"
+    transfer.export(store, NAME, 2, path)
+    own = repository.own_config(store, NAME, 2)
+    own.max_batch_size = 1
+    other = plain(f"{NAME}/config.pbtxt", repository.pointing_config(own, 2).encode())
+    summed_anew(path, left_out=f"{NAME}/config.pbtxt", added=other)
+    with pytest.raises(InputError, match="not what makes version 2 live"):
+        transfer.install(FileStore(tmp_path / "there"), path, trust=True)
+
+
+def test_a_tar_file_of_which_a_byte_has_changed_is_refused(store: FileStore, tmp_path: Path) -> None:
+    path = tmp_path / "digits.tar"
+    transfer.export(store, NAME, 2, path)
+    content = path.read_bytes()
+    with tarfile.open(path) as archive:
+        places = {member.name: member.offset_data for member in archive}
+    for name, place in places.items():
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(InputError, match=r"digits\.tar"):
+            transfer.install(FileStore(tmp_path / "there"), path, trust=True)
+        assert repository.names(FileStore(tmp_path / "there")) == [], name
 
 
 @pytest.mark.parametrize("length", [0, 700, 5000, -11000])

@@ -9,14 +9,14 @@ import click
 
 from pipeline import options
 
-NAMES = ("train", "evaluate", "infer", "serve", "bench", "zoo", "doctor", "docs")
+NAMES = ("train", "evaluate", "infer", "serve", "bench", "zoo", "release-changed", "doctor", "docs")
 
 CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": False}
 
 
 def load(name: str) -> click.Command:
     """One of `NAMES`; the others' files are not even read."""
-    command: click.Command = import_module(f"pipeline.commands.{name}").command
+    command: click.Command = import_module(f"pipeline.commands.{name.replace('-', '_')}").command
     return command
 
 

@@ -14,7 +14,7 @@ from pipeline.commands import CONTEXT, with_console
 @options.model_repository
 @cloup.option(
     "--engine",
-    type=click.Choice(("auto", "embedded", "docker")),
+    type=click.Choice(options.ENGINES),
     default="auto",
     show_default=True,
     help="Which Triton: the stock image in Docker or Podman, or the embedded one; auto: the image where it lies here",

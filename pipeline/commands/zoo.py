@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pipeline.triton.inspection import Chronicle, Difference, Listing, NameDetails, VersionDetails
     from pipeline.triton.store import Store
     from pipeline.triton.switching import Pruned
-    from pipeline.triton.transfer import Exported
+    from pipeline.triton.transfer import Exported, Pulled
     from pipeline.triton.verification import Verification
 
 _OLD_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -105,11 +105,16 @@ def _verify(store: "Store", named: options.Named | None) -> "Verification":
 
 @command.command("publish", context_settings=CONTEXT)
 @cloup.option("--run", "run_folder", required=True, metavar="DIR", help="The folder of a run that was judged")
+@cloup.option(
+    "--no-promote", is_flag=True, help="What is live stays so, until bin/zoo promote; a first version goes live anyway"
+)
 @_reload
 @_reason
 @_answers
-def _publish(store: "Store", run_folder: str, urls: tuple[str, ...], reason: str) -> "Published":
+def _publish(store: "Store", run_folder: str, no_promote: bool, urls: tuple[str, ...], reason: str) -> "Published":
     """Publish a run that was judged and validated before; it is validated now where it was not."""
+    if no_promote and urls:
+        raise InputError("--no-promote leaves nothing to --reload: give that to bin/zoo promote")
     from pipeline import release
     from pipeline.runfolder import RunFolder
     from pipeline.triton import reload, switching
@@ -121,7 +126,7 @@ def _publish(store: "Store", run_folder: str, urls: tuple[str, ...], reason: str
         published = reload.switch(
             store,
             urls,
-            change=lambda: release.publish_run(folder, store, reason),
+            change=lambda: release.publish_run(folder, store, reason, promote=not no_promote),
             back=lambda published: switching.rollback(store, published.name, reason=_UNPROVEN),
         )
         published.save(folder.record("published"))
@@ -247,20 +252,31 @@ def _push(store: "Store", named: options.Named, location: str, reason: str) -> "
 
 
 @command.command("pull", context_settings=CONTEXT)
-@cloup.argument("named", metavar="NAME[:V]", type=options.NAMED)
+@cloup.argument("named", metavar="[NAME[:V]]", type=options.NAMED, nargs=-1)
 @cloup.argument("location")
 @_trust
 @_reason
 @_answers
-def _pull(store: "Store", named: options.Named, location: str, trust: bool, reason: str) -> "Published":
-    """Publish a version, or the live one, of the repository at LOCATION here too.
+def _pull(
+    store: "Store", named: tuple[options.Named, ...], location: str, trust: bool, reason: str
+) -> "Published | Pulled":
+    """Make live here what is live in the repository at LOCATION, of one name or of all; or publish one version here.
 
-    It may get another number here. One that is here already is left as it is.
+    It may get another number here. What is here already is not fetched again; and a version that is named by its number
+    is then left as it is, live or not.
     """
-    from pipeline.triton import transfer
+    from pipeline.triton import repository, transfer
     from pipeline.triton.store import open_store
 
-    return transfer.copy(open_store(location), store, named.name, named.version, trust=trust, reason=reason)
+    source = open_store(location)
+    if not named:
+        return transfer.follow(source, store, repository.names(source), trust=trust, reason=reason)
+    if len(named) > 1:
+        raise InputError(f"{len(named)} names are given: name one, or none for all")
+    name, version = named[0]
+    if version is not None:
+        return transfer.copy(source, store, name, version, trust=trust, reason=reason)
+    return transfer.follow(source, store, [name], trust=trust, reason=reason).names[0]
 
 
 @command.command("export", context_settings=CONTEXT)

@@ -46,8 +46,10 @@ def publish(
     folder: RunFolder,
     store: Store,
     reason: str = "",
+    *,
+    promote: bool = True,
 ) -> Published:
-    """A new version in the repository, live. Refused verdicts change nothing there.
+    """A new version in the repository, live if it is to be promoted. Refused verdicts change nothing there.
 
     GateError or VerdictError names what failed; InputError names a file that is not the one that was
     validated; SignatureError where the name is live with other inputs, outputs or labels.
@@ -70,7 +72,7 @@ def publish(
         **{**inputs._asdict(), "trained": _without_series(inputs.trained)},
     )
     content = release.model_dump_json(indent=2).encode() + b"\n"
-    return publishing.publish_version(store, assembled.name, source, content, reason)
+    return publishing.publish_version(store, assembled.name, source, content, reason, promote=promote)
 
 
 def _demand_same_files(source: Path, assembled: Assembled, validated: Validated) -> None:

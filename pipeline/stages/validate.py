@@ -3,22 +3,35 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
+from pipeline.config import Engine
 from pipeline.errors import ServerError
 from pipeline.records import Assembled, Check, Validated
 from pipeline.runfolder import RunFolder
 from pipeline.specs import MAX_BATCH_SIZE
-from pipeline.triton import client, golden
+from pipeline.triton import client, container, golden
 from pipeline.triton.server import Server, ServerOptions, running, unavailable
 
 _BATCH_SIZES = (1, 3, MAX_BATCH_SIZE)
 _SECONDS_TO_LIVE = 120
 
 
+class Judge(NamedTuple):
+    """A server that is to say whether it serves the model, and what it runs in: `embedded`, or an image."""
+
+    server: Server
+    runs_in: str
+
+
 @contextmanager
-def starting_server(folder: RunFolder) -> Iterator[Server | None]:
-    """A server without models that starts while other stages work; None where none can run here."""
-    if unavailable():
+def starting_server(folder: RunFolder, engine: Engine) -> Iterator[Judge | None]:
+    """A server without models that starts while other stages work; None where none can run here.
+
+    ServerError where the stock image is wanted and cannot be had.
+    """
+    in_container = container.choose(engine)
+    if not in_container and unavailable():
         yield None
         return
     root = folder.candidate
@@ -33,17 +46,18 @@ def starting_server(folder: RunFolder) -> Iterator[Server | None]:
         metrics_port=0,
         drain_seconds=0,
     )
-    with running(options) as server:
-        yield server
+    with container.running(options, in_container) if in_container else running(options) as server:
+        yield Judge(server, in_container.image if in_container else "embedded")
 
 
-def validate(assembled: Assembled, labels: tuple[str, ...], folder: RunFolder, server: Server | None) -> Validated:
+def validate(assembled: Assembled, labels: tuple[str, ...], folder: RunFolder, judge: Judge | None) -> Validated:
     """The verdict is a record, also a bad one. ServerError where no server can be had."""
-    if server is None:
+    if judge is None:
         raise ServerError(
             f"not validated and so not published: {unavailable()}; on a host that can, run "
             f"bin/zoo publish --run {folder.root}"
         )
+    server = judge.server
     server.wait_live(time.monotonic() + _SECONDS_TO_LIVE)
     started = time.monotonic()
     loaded = golden.check_load(server.http_url, assembled.name, assembled.version)
@@ -52,7 +66,7 @@ def validate(assembled: Assembled, labels: tuple[str, ...], folder: RunFolder, s
     return Validated(
         name=assembled.name,
         version=assembled.version,
-        server=f"Triton {server.version} (embedded)",
+        server=f"Triton {server.version} ({judge.runs_in})",
         seconds_to_load=seconds,
         checks=checks,
         log_tail=() if all(check.passed for check in checks) else tuple(server.log.tail(20).splitlines()),

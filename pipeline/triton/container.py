@@ -1,5 +1,6 @@
 """Triton's stock image in Docker or Podman, as an embedded server runs: on loopback, and no longer than its program."""
 
+import logging
 import os
 import shutil
 import socket
@@ -9,12 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from pipeline.config import Engine
 from pipeline.errors import ServerError
 from pipeline.triton.server import Server, ServerOptions, arguments, choose_ports, has_gpu, started
 
 # The only place that says which; doc/Design.md says why.
 IMAGE = "nvcr.io/nvidia/tritonserver:25.12-py3"
 ENGINES = ("docker", "podman")
+
+_log = logging.getLogger(__name__)
 
 _MOUNT = "/models"
 _PORTS = {"--http-port": 8000, "--grpc-port": 8001, "--metrics-port": 8002}
@@ -55,6 +59,22 @@ class Container:
     image: str
     memory: str | None = None
     cpus: float | None = None
+
+
+def choose(engine: Engine, image: str = IMAGE) -> Container | None:
+    """What runs a server; None for the embedded one. `auto` is the stock image where it lies on this machine.
+
+    ServerError where `docker` is wanted and cannot be had.
+    """
+    if engine == "embedded":
+        return None
+    try:
+        return Container(find(image), image)
+    except ServerError as error:
+        if engine == "docker":
+            raise
+        _log.debug("embedded, as %s", error)
+        return None
 
 
 def find(image: str) -> str:

@@ -20,9 +20,9 @@ State = Literal["intent", "done", "superseded", "abandoned"]
 class Event(Record):
     """One line. An intent is written before the switch; what became of it after, under the same id.
 
-    Superseded: published, but a higher version was live by then and stayed so. `previous` is the version that was
-    live before; `kept` are those that stayed loaded beside it. `release_sha256` is of the version's release.json;
-    `origin` says where an installed version came from.
+    Superseded: published, and another version stayed live: a higher one, or as was wanted. `previous` is the version
+    that was live before; `kept` are those that stayed loaded beside it. `release_sha256` is of the version's
+    release.json; `origin` says where an installed version came from.
     """
 
     id: str

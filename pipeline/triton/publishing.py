@@ -21,23 +21,29 @@ if TYPE_CHECKING:
 
 
 class Arrival(NamedTuple):
-    """A version that is to come in. `fill` makes its folder, complete with release.json; `origin` of the installed."""
+    """A version that is to come in. `fill` makes its folder, complete with release.json; `origin` of the installed.
+
+    Without `promote`, what is live stays so; the first version of a name goes live all the same.
+    """
 
     action: history.Action
     name: str
     fill: Callable[[Path], None]
     origin: str = ""
     reason: str = ""
+    promote: bool = True
 
 
-def publish_version(store: Store, name: str, source: Path, release_json: bytes, reason: str = "") -> Published:
-    """Copy a complete version in and make it live; what `bring_in` says holds."""
+def publish_version(
+    store: Store, name: str, source: Path, release_json: bytes, reason: str = "", *, promote: bool = True
+) -> Published:
+    """Copy a complete version in; what `Arrival` and `bring_in` say holds."""
 
     def fill(folder: Path) -> None:
         storage.copy(source, folder)
         (folder / repository.RELEASE).write_bytes(release_json)
 
-    return bring_in(store, Arrival("publish", name, fill, reason=reason))
+    return bring_in(store, Arrival("publish", name, fill, reason=reason, promote=promote))
 
 
 def bring_in(store: Store, arrival: Arrival) -> Published:
@@ -84,7 +90,7 @@ def _publish(store: Store, arrival: Arrival, staged: Path) -> Published:
     labels = repository.labels_in((staged / repository.LABELS).read_bytes())
     repository.demand_signature(store, name, own, labels)
     version, loaded = repository.next_version(store, name), repository.loaded_versions(store, name)
-    kept = kept_beside(store, name, frozenset(loaded[:-1]), version, own, strict=True)
+    kept = kept_beside(store, name, frozenset(loaded[:-1]), version, own, strict=True) if arrival.promote else ()
     event = history.intent(
         arrival.action,
         name,
@@ -99,6 +105,8 @@ def _publish(store: Store, arrival: Arrival, staged: Path) -> Published:
     def act() -> Event:
         if loaded:
             store.add(name, version, staged, None)
+            if not arrival.promote:
+                return event.ended("superseded")
         else:
             with suppress(ConflictError):  # of another publisher, whose first version came before this one
                 store.add(name, version, staged, repository.pointing_config(own, version))

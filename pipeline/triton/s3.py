@@ -8,20 +8,16 @@ Nothing can be renamed or locked there. But an object appears whole or not at al
 condition that nobody else was faster: that is all that publishers need in order to agree.
 """
 
-import fcntl
-import os
 import re
-import shutil
-import tempfile
 import time
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from pipeline.errors import ConflictError, InputError, StorageError
+from pipeline.triton import storage
 from pipeline.triton.bucket import CONNECTIONS, Bucket
 from pipeline.triton.history import Event
 
@@ -34,7 +30,6 @@ TIME_TO_GO_LIVE = timedelta(hours=1)
 TIME_TO_ABANDON = timedelta(days=1)
 
 _APPENDS = 100  # of one event, while others append theirs
-_STAGING = ".zoo-staging-"
 
 
 class S3Store:
@@ -71,19 +66,8 @@ class S3Store:
         """Nobody can be kept out."""
         return nullcontext()
 
-    @contextmanager
-    def staging(self) -> Iterator[Path]:
-        """A temporary folder, locked as long as its owner lives; those that are not are removed."""
-        top = Path(tempfile.gettempdir())
-        with ExitStack() as held:
-            with _locked(top):
-                for leftover in top.glob(f"{_STAGING}*"):
-                    with suppress(OSError), _locked(leftover, fcntl.LOCK_NB):
-                        shutil.rmtree(leftover)
-                folder = Path(tempfile.mkdtemp(prefix=_STAGING))
-                held.enter_context(_locked(folder))
-            held.callback(shutil.rmtree, folder, ignore_errors=True)
-            yield folder
+    def staging(self) -> AbstractContextManager[Path]:
+        return storage.temporary_folder()
 
     def events(self) -> list[Event]:
         after = f"{self._history}{max(self._events, default=0):010d}.json"
@@ -187,14 +171,3 @@ def _is_excluded(event: Event, earlier: list[Event]) -> bool:
         (other.action == "retire" and ended.get(other.id) != "abandoned") or (other.brings_in and other.id not in ended)
         for other in others
     )
-
-
-@contextmanager
-def _locked(folder: Path, how: int = 0) -> Iterator[None]:
-    """Until the end of this process at the latest. BlockingIOError where LOCK_NB is asked for and another has it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | how)
-        yield
-    finally:
-        os.close(descriptor)

@@ -1,11 +1,13 @@
 """File operations under the model repository: a publisher may be killed and a disk may fill up at any of them."""
 
 import errno
+import fcntl
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -13,6 +15,7 @@ from filelock import FileLock, Timeout
 from pipeline.errors import FolderError, StorageError
 
 _LOCK_SECONDS = 60
+_STAGING = ".zoo-staging-"
 # The last two: a file lies where the repository's folder should be.
 _NOT_A_WRITABLE_FOLDER = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 # The root is a mount of its own; or a model's folder has lost its config and still holds versions.
@@ -38,6 +41,21 @@ def errors(root: Path) -> Iterator[None]:
 
 
 @contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Locked as long as its owner lives; those whose owner has been killed are removed."""
+    top = Path(tempfile.gettempdir())
+    with ExitStack() as held:
+        with _flocked(top):
+            for leftover in top.glob(f"{_STAGING}*"):
+                with suppress(OSError), _flocked(leftover, fcntl.LOCK_NB):
+                    shutil.rmtree(leftover)
+            folder = Path(tempfile.mkdtemp(prefix=_STAGING))
+            held.enter_context(_flocked(folder))
+        held.callback(shutil.rmtree, folder, ignore_errors=True)
+        yield folder
+
+
+@contextmanager
 def locked(root: Path) -> Iterator[None]:
     """The repository's only writer. StorageError where another one holds it for a minute."""
     try:
@@ -48,6 +66,17 @@ def locked(root: Path) -> Iterator[None]:
             f"another publisher has held {root}/.lock for {_LOCK_SECONDS} s; nothing went live: "
             "wait for it or end it, then run bin/zoo publish or rollback again"
         ) from None
+
+
+@contextmanager
+def _flocked(folder: Path, how: int = 0) -> Iterator[None]:
+    """Until the end of this process at the latest. BlockingIOError where LOCK_NB is asked for and another has it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | how)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def is_writable(path: Path) -> bool:

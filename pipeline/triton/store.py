@@ -1,4 +1,4 @@
-"""What a model repository asks of the place where it lies: a file system or an object store.
+"""What a model repository asks of the place where it lies: a file system, an object store, releases.
 
 Paths are relative to the repository, with slashes. What a place cannot do is a StorageError or FolderError.
 """
@@ -62,11 +62,15 @@ class Store(Protocol):
 
 
 def open_store(location: str | Path) -> Store:
-    """The store at a folder's path; nothing is made or read yet."""
+    """The store at a folder's path, at s3://... or at github:...; nothing is made or read yet."""
     if str(location).startswith("s3://"):
         from pipeline.triton.s3 import S3Store
 
         return S3Store(str(location))
+    if str(location).startswith("github:"):
+        from pipeline.triton.github import GithubStore
+
+        return GithubStore(str(location))
     from pipeline.triton.file_store import FileStore
 
     return FileStore(Path(location))

@@ -6,18 +6,11 @@ verified in the staging folder, before anything is visible.
 
 import hashlib
 import json
-import shutil
-import tarfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
-from typing import IO
 
-from pipeline.config import RELEASE_NAME
 from pipeline.errors import InputError
 from pipeline.records import Published, Record
-from pipeline.triton import model_config, repository
+from pipeline.triton import archive, model_config, repository, switching
 from pipeline.triton.inspection import field
 from pipeline.triton.publishing import Arrival, bring_in
 from pipeline.triton.store import Store
@@ -36,11 +29,38 @@ def copy(source: Store, target: Store, name: str, version: int | None, *, trust:
 
     def fill(folder: Path) -> None:
         for path, content in repository.verified_files(source, name, version):
-            _write(folder, path, BytesIO(content))
+            _write(folder, path, content)
         _check(folder, name, where, trust=trust)
 
     release_json = repository.read(source, name, version, repository.RELEASE)
     return _installed(target, Arrival("install", name, fill, origin=where, reason=reason), release_json)
+
+
+class Pulled(Record):
+    """What became live here because it is live there, or was so already."""
+
+    source: str
+    names: tuple[Published, ...]
+
+
+def follow(source: Store, target: Store, names: list[str], *, trust: bool, reason: str = "") -> Pulled:
+    """Make live what is live in another repository, of these names; also where that has gone back to a version before.
+
+    InputError names the first one that is altered, or makes Triton run code and `trust` is not given; those before
+    it have come.
+    """
+    return Pulled(
+        source=source.location,
+        names=tuple(_followed(source, target, name, trust=trust, reason=reason) for name in names),
+    )
+
+
+def _followed(source: Store, target: Store, name: str, *, trust: bool, reason: str) -> Published:
+    found = copy(source, target, name, None, trust=trust, reason=reason)
+    if found.live or found.new:
+        return found
+    event = switching.promote(target, name, found.version, reason=reason or f"live in {source.location}")
+    return found.model_copy(update={"live": True, "previous": event.previous})
 
 
 class Exported(Record):
@@ -58,12 +78,7 @@ def export(store: Store, name: str, version: int, path: Path) -> Exported:
     repository.demand_version(store, name, version)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as archive:
-            for inner, content in repository.verified_files(store, name, version):
-                # Its time is 1970, its owner nobody.
-                entry = tarfile.TarInfo(f"{name}/{inner}")
-                entry.size = len(content)
-                archive.addfile(entry, BytesIO(content))
+        archive.write(temporary, name, version, repository.verified_files(store, name, version))
         with temporary.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         temporary.replace(path)
@@ -78,57 +93,26 @@ def install(store: Store, path: Path, *, trust: bool, reason: str = "") -> Publi
     InputError where the file is not one that `export` writes, was altered, or makes Triton run code and `trust` is
     not given.
     """
-    with _opened(path) as archive:
-        name, members = _members(archive, path)
+    packed = archive.read(path)
 
-        def content(file: str) -> IO[bytes]:
-            found = archive.extractfile(members[file])
-            assert found is not None  # as `_members` lets only plain files pass
-            return found
+    def fill(folder: Path) -> None:
+        for file, content in packed.files.items():
+            _write(folder, file, content)
+        _check(folder, packed.name, str(path), trust=trust)
 
-        def fill(folder: Path) -> None:
-            for file in members:
-                _write(folder, file, content(file))
-            _check(folder, name, str(path), trust=trust)
-
-        arrival = Arrival("install", name, fill, origin=path.name, reason=reason)
-        return _installed(store, arrival, content(repository.RELEASE).read())
+    if repository.RELEASE not in packed.files:
+        raise InputError(f"{path} has no {repository.RELEASE}: expected a released version")
+    arrival = Arrival("install", packed.name, fill, origin=path.name, reason=reason)
+    return _installed(store, arrival, packed.files[repository.RELEASE])
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[tarfile.TarFile]:
-    try:
-        with tarfile.open(path, "r:") as archive:
-            yield archive
-    except tarfile.TarError as error:
-        raise InputError(f"{path} is not a whole tar file ({error}): expected what bin/zoo export writes") from None
-
-
-def _members(archive: tarfile.TarFile, path: Path) -> tuple[str, dict[str, tarfile.TarInfo]]:
-    """The release's name, and the archive's entries by their paths in the version's folder."""
-    names, members = set(), {}
-    for member in archive:
-        name, _, file = member.name.partition("/")
-        if not member.isreg() or member.issparse() or not file or file in members:
-            raise InputError(
-                f"{path} holds {member.name!r}: expected plain files in one folder, each once, as bin/zoo export writes"
-            )
-        names.add(name)
-        members[file] = member
-    name = names.pop() if len(names) == 1 else ""
-    if not RELEASE_NAME.fullmatch(name) or repository.RELEASE not in members:
-        raise InputError(f"{path} is not one release in a folder of its name: expected what bin/zoo export writes")
-    return name, members
-
-
-def _write(folder: Path, file: str, content: IO[bytes]) -> None:
+def _write(folder: Path, file: str, content: bytes) -> None:
     parts = file.split("/")
     if not all(parts) or {".", ".."} & {*parts}:
         raise InputError(f"{file!r} is not a path inside a version's folder: nothing was published")
     target = folder.joinpath(*parts)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("xb") as opened:
-        shutil.copyfileobj(content, opened)
+    target.write_bytes(content)
 
 
 def _check(folder: Path, name: str, where: str, *, trust: bool) -> None:
