@@ -8,13 +8,13 @@ pipeline itself makes no release: it would release everything each time, and `bi
 import ast
 import hashlib
 import json
-import shlex
 import subprocess
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from pipeline import registry
 from pipeline.errors import InputError, UnknownIdError
@@ -33,11 +33,11 @@ Read = Callable[[str], bytes | None]
 
 
 class Planned(Record):
-    """An entry of `releases.toml`; `flags` are more of bin/train's."""
+    """An entry of `releases.toml`; `flags` are more of bin/train's, of characters that a shell takes as they are."""
 
     model_id: str
     dataset_id: str
-    flags: tuple[str, ...] = ()
+    flags: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:=/-]+$")], ...] = ()
 
     @property
     def name(self) -> str:
@@ -45,8 +45,8 @@ class Planned(Record):
 
     @property
     def train(self) -> str:
-        """All flags for bin/train, as a shell takes them."""
-        return shlex.join(("--model-id", self.model_id, "--dataset-id", self.dataset_id, *self.flags))
+        """All flags for bin/train, as they are typed."""
+        return " ".join(("--model-id", self.model_id, "--dataset-id", self.dataset_id, *self.flags))
 
 
 class _Plan(Record):

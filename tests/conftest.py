@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from github import TOKEN, GitHub, served
 
 from pipeline.config import Criterion, TrainConfig
+from pipeline.triton import github_api
 
 # A shell may have started the tests in the background, where Ctrl-C is ignored, and processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -170,6 +172,18 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     done = run_command("train", "--dataset-id", "digits_v1", "--epochs", "6", "--output-dir", "run", cwd=folder)
     assert done.returncode == 0, done.stderr
     return Workplace(folder, done.stdout + done.stderr)
+
+
+@pytest.fixture
+def github(monkeypatch: pytest.MonkeyPatch) -> Iterator[GitHub]:
+    """A repository at GitHub, in which nothing is released yet; the environment has what it takes to use it."""
+    with served() as github:
+        monkeypatch.setenv("GITHUB_API_URL", github.url)
+        monkeypatch.setenv("GITHUB_TOKEN", TOKEN)
+        for name in ("GH_TOKEN", "GITHUB_SHA"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(github_api, "_PAUSE_SECONDS", 0.0)
+        yield github
 
 
 @pytest.fixture(scope="session")

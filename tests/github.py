@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 REPOSITORY = "someone/zoo"
+LOCATION = f"github:{REPOSITORY}"
 TOKEN = "unspoken"
 LOST, UNANSWERED = -1, -2
 HEAD = hashlib.sha1(b"head", usedforsecurity=False).hexdigest()

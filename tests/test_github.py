@@ -3,18 +3,15 @@
 Versions are those of `test_repository`; in GitHub's place stands the server of `github`.
 """
 
-import json
 import subprocess
 import tarfile
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Workplace, run_command
-from github import HEAD, LOST, REPOSITORY, TOKEN, UNANSWERED, GitHub, served
+from github import HEAD, LOCATION, LOST, UNANSWERED, GitHub
 from test_repository import NAME, make_source, release_json, tree
 from test_zoo import change_config, torchscript
 
@@ -23,19 +20,6 @@ from pipeline.records import Published
 from pipeline.triton import github_api, history, inspection, publishing, repository, switching, transfer, verification
 from pipeline.triton.file_store import FileStore
 from pipeline.triton.store import Store, open_store
-
-LOCATION = f"github:{REPOSITORY}"
-
-
-@pytest.fixture
-def github(monkeypatch: pytest.MonkeyPatch) -> Iterator[GitHub]:
-    with served() as github:
-        monkeypatch.setenv("GITHUB_API_URL", github.url)
-        monkeypatch.setenv("GITHUB_TOKEN", TOKEN)
-        for name in ("GH_TOKEN", "GITHUB_SHA"):
-            monkeypatch.delenv(name, raising=False)
-        monkeypatch.setattr(github_api, "_PAUSE_SECONDS", 0.0)
-        yield github
 
 
 @pytest.fixture
@@ -391,36 +375,3 @@ def test_reading_is_tried_again_and_given_up(store: Store, github: GitHub, tmp_p
     github.disturb = lambda method, path: LOST
     with pytest.raises(StorageError, match=f"{LOCATION} cannot be reached"):
         repository.names(open_store(LOCATION))
-
-
-# As commands
-
-
-def zoo(*arguments: str, cwd: Path, status: int = 0) -> Any:
-    done = run_command("zoo", *arguments, "--json", cwd=cwd)
-    assert done.returncode == status, done.stderr
-    return done.stderr if status else json.loads(done.stdout)
-
-
-def test_the_steps_of_the_workflows(released: Workplace, github: GitHub, tmp_path: Path) -> None:
-    """As the files in .github/workflows have them, with a host that follows."""
-    there = ("--model-repository", LOCATION)
-    name = "mnist_cnn_v1-digits_v1"
-    for number in (1, 2):
-        published = zoo("publish", "--run", str(released.run), "--no-promote", *there, cwd=tmp_path)
-        assert (published["version"], published["live"]) == (number, number == 1)
-    zoo("export", f"{name}:2", "release.tar", *there, cwd=tmp_path)
-    assert (tmp_path / "release.tar").read_bytes() == github.asset(f"{name}/v2", f"{name}-v2.tar")
-    zoo("promote", f"{name}:2", *there, "-m", "attested", cwd=tmp_path)
-    pulled = zoo("pull", LOCATION, cwd=tmp_path)
-    assert [(one["version"], one["live"], one["new"]) for one in pulled["names"]] == [(1, True, True)]
-    assert zoo("rollback", name, *there, "-m", "worse", cwd=tmp_path)["version"] == 1
-    # Both are of one run, and differ in the time that release.json has.
-    assert zoo("pull", name, LOCATION, cwd=tmp_path)["version"] == 2
-    assert [event["action"] for event in zoo("history", name, *there, cwd=tmp_path)["events"]] == [
-        "publish",
-        "publish",
-        "promote",
-        "rollback",
-    ]
-    assert "name one, or none for all" in zoo("pull", name, name, LOCATION, cwd=tmp_path, status=2)

@@ -20,6 +20,7 @@ import onnx
 import pytest
 from conftest import NAME as RELEASED
 from conftest import Workplace, run_command, wait_until
+from github import LOCATION, GitHub
 from publishers import NOT_REACHED, die, disturb, fork
 from test_repository import (
     NAME,
@@ -634,6 +635,30 @@ def test_every_command(released: Workplace, tmp_path: Path) -> None:
     wrong = zoo("verify", RELEASED, "--model-repository", "second", cwd=tmp_path, status=2)
     assert f"error: second has a problem: {RELEASED}: second/{RELEASED}/1/labels.txt is not as it was" in wrong
     assert not list(tmp_path.glob(".*"))
+
+
+def test_the_steps_of_the_workflows(released: Workplace, github: GitHub, tmp_path: Path) -> None:
+    """As the files in .github/workflows have them, with a host that follows."""
+    there = ("--model-repository", LOCATION)
+    name = RELEASED
+    for number in (1, 2):
+        published = zoo("publish", "--run", str(released.run), "--no-promote", *there, cwd=tmp_path)
+        assert (published["version"], published["live"]) == (number, number == 1)
+    zoo("export", f"{name}:2", "release.tar", *there, cwd=tmp_path)
+    assert (tmp_path / "release.tar").read_bytes() == github.asset(f"{name}/v2", f"{name}-v2.tar")
+    zoo("promote", f"{name}:2", *there, "-m", "attested", cwd=tmp_path)
+    pulled = zoo("pull", LOCATION, cwd=tmp_path)
+    assert [(one["version"], one["live"], one["new"]) for one in pulled["names"]] == [(1, True, True)]
+    assert zoo("rollback", name, *there, "-m", "worse", cwd=tmp_path)["version"] == 1
+    # Both are of one run, and differ in the time that release.json has.
+    assert zoo("pull", name, LOCATION, cwd=tmp_path)["version"] == 2
+    assert [event["action"] for event in zoo("history", name, *there, cwd=tmp_path)["events"]] == [
+        "publish",
+        "publish",
+        "promote",
+        "rollback",
+    ]
+    assert "name one, or none for all" in zoo("pull", name, name, LOCATION, cwd=tmp_path, status=2)
 
 
 @pytest.mark.parametrize(
