@@ -212,7 +212,7 @@ WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 def test_each_step_of_a_workflow_is_a_command_of_the_project(path: Path) -> None:
     """With flags that the command has; or an action, at a full commit with its version."""
     text = path.read_text(encoding="utf-8")
-    assert re.findall(r"uses: (?!\$/)\S+@(?![0-9a-f]{40} # v\d+\.\d+\.\d+$).*", text) == []
+    assert re.findall(r"uses: (?!\$/)\S+@(?![0-9a-f]{40} # v\d+\.\d+\.\d+\n).*", text) == []
     commands = re.findall(r"^ .*?\bbin/(\S+) ?([^|)\n]*)", text, re.MULTILINE)
     assert commands
     for name, words in commands:

@@ -283,6 +283,36 @@ def test_the_engine_that_has_the_image_is_taken(programs: Callable[[str, str], N
     assert choose("embedded", "an/image:1", None, None) is None
 
 
+def release(folder: Path, engine: str) -> subprocess.CompletedProcess[str]:
+    """A release that is made quickly."""
+    return run_command(
+        "train", "--dataset-id", "digits_v1", "--model-id", "mnist_fcn_v1", "--epochs", "1", "--min-test-accuracy", "0",
+        "--min-per-class-accuracy", "0", "--export-format", "onnx", "--skip-visualizations", "--output-dir", "run",
+        "--validate-with", engine, cwd=folder,
+    )  # fmt: skip
+
+
+def test_a_release_is_proven_by_the_stock_image(tmp_path: Path, asked: Callable[[], list[list[str]]]) -> None:
+    done = release(tmp_path, "auto")
+    assert done.returncode == 0, done.stderr
+    (released,) = tmp_path.glob("model_repository/*/1/release.json")
+    validated = json.loads(released.read_bytes())["validated"]
+    assert re.fullmatch(rf"Triton 2\.\d+\.\d+ \({re.escape(container.IMAGE)}\)", validated["server"])
+    (run,) = (arguments for arguments in asked() if arguments[0] == "run")
+    assert f'--mount=type=bind,"source={tmp_path / "run" / "candidate"}",target=/models,readonly' in run
+    assert "--model-control-mode=explicit" in run
+
+
+def test_an_image_that_is_to_prove_a_release_is_missed_before_the_training(
+    tmp_path: Path, programs: Callable[[str, str], None]
+) -> None:
+    programs("docker", NO_IMAGE)
+    done = release(tmp_path, "docker")
+    assert done.returncode == 4
+    assert f"run docker pull {container.IMAGE}" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_container_that_cannot_start_says_why(models: Path, programs: Callable[[str, str], None]) -> None:
     reason = 'docker: Error response from daemon: could not select device driver "" with capabilities: [[gpu]]'
     programs("docker", f"#!/bin/sh\n[ $1 = images ] && echo x && exit 0\necho '{reason}\n\nRun --help' >&2\nexit 125\n")
