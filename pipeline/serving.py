@@ -25,6 +25,8 @@ def serve(options: ServerOptions, in_container: Container | None, ready_seconds:
     The server must be ready within `ready_seconds`: each of its models then answers or was refused.
     """
     repository = str(options.repository)
+    if repository.startswith("github:"):
+        raise InputError(f"no Triton reads from GitHub: run bin/zoo pull {repository}, and serve the folder it goes to")
     if "://" in repository:
         # Triton would say less of what is wrong there, or wait for ever.
         if not open_store(repository).folders():

@@ -163,6 +163,8 @@ def published(answer: Published) -> str:
     if not answer.live:
         return f"{where}, not live in {location}: the higher version {answer.previous} came meanwhile"
     there = f"--model-repository {shlex.quote(location)}"
+    if location.startswith("github:"):
+        return f"{where}, live in {location}\n  follow      bin/zoo pull {name} {location}"
     lines = [
         f"{where}, live in {location}",
         f"  serve       bin/serve {there}",

@@ -206,6 +206,19 @@ def test_what_is_live_is_not_kept_loaded_nor_removed(store: Store, tmp_path: Pat
     assert repository.live_version(open_store(LOCATION), NAME) == 1
 
 
+def test_after_the_live_release_was_deleted_the_next_one_goes_live(
+    store: Store, github: GitHub, tmp_path: Path
+) -> None:
+    """By hand, at GitHub; its tag stays there, and so its number is not used again."""
+    publish(store, tmp_path / "one")
+    github.releases.clear()
+    deleted = open_store(LOCATION)
+    assert repository.names(deleted) == []
+    published = publish(deleted, tmp_path / "two")
+    assert (published.version, published.previous, published.live) == (2, None, True)
+    assert repository.live_version(open_store(LOCATION), NAME) == 2
+
+
 # Two at once, and killed
 
 

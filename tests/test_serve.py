@@ -352,6 +352,12 @@ def test_what_becomes_of_each_model_is_said_once(models: Path, programs: Callabl
         assert len([line for line in started.lines if "refused" in line]) == 3, started.lines
 
 
+def test_no_server_reads_from_github(tmp_path: Path) -> None:
+    done = run_command("serve", "--model-repository", "github:someone/zoo", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "run bin/zoo pull github:someone/zoo" in done.stderr
+
+
 def test_explicit_control_is_for_this_machine_alone(models: Path) -> None:
     done = run_command(
         "serve", "--model-repository", str(models), "--control", "explicit", "--host", "0.0.0.0", cwd=models.parent

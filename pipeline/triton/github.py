@@ -66,7 +66,9 @@ class GithubStore:
         name, _, version = folder.partition("/")
         if version:
             return {path: len(content) for path, content in self._content((name, int(version))).items()}
-        found = {CONFIG: len(self.read(f"{name}/{CONFIG}"))} if self._live(name) else {}
+        found = {}
+        with suppress(FileNotFoundError):
+            found[CONFIG] = len(self.read(f"{name}/{CONFIG}"))
         for number in self.folders(name):
             found |= {f"{number}/{path}": size for path, size in self.files(f"{name}/{number}").items()}
         return found
@@ -160,7 +162,8 @@ class GithubStore:
         raise InputError(f"{self.location} keeps what was released: if {_tag(name, version)} must go, delete it there")
 
     def _live(self, name: str) -> int | None:
-        return next(reversed(history.promotions(self.events(), name)), None)
+        live = next(reversed(history.promotions(self.events(), name)), None)
+        return live if (name, live) in self._released() else None
 
     def _released(self) -> dict[Version, dict[str, str]]:
         """Addresses of files by their names, for each version that can be seen."""
