@@ -31,12 +31,14 @@ _MODEL, _DATASET = "pipeline/models/{}.py", "pipeline/datasets/{}.py"
 # The content of a file of the project by its path in it, or None where there is none.
 Read = Callable[[str], bytes | None]
 
+Id = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+
 
 class Planned(Record):
-    """An entry of `releases.toml`; `flags` are more of bin/train's, of characters that a shell takes as they are."""
+    """An entry of `releases.toml`; `flags` are more of bin/train's. A shell takes all of them as they are."""
 
-    model_id: str
-    dataset_id: str
+    model_id: Id
+    dataset_id: Id
     flags: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:=/-]+$")], ...] = ()
 
     @property

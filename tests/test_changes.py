@@ -174,7 +174,14 @@ def test_a_commit_that_is_not_there_is_an_error(project: Project, revision: str)
 
 @pytest.mark.parametrize(
     "text",
-    ["release = 1", "[[release]]\nmodel_id = 'a'", "[[release", LIST.replace('"3"', '"3; rm x"'), LIST + "more = 1"],
+    [
+        "release = 1",
+        "[[release]]\nmodel_id = 'a'",
+        "[[release",
+        LIST + "more = 1",
+        LIST.replace('"3"', '"3; rm x"'),
+        LIST.replace("mnist_fcn_v1", "../models/mnist_fcn_v1"),
+    ],
 )
 def test_a_list_that_cannot_be_used_is_an_error(project: Project, text: str) -> None:
     project.write("releases.toml", text)
