@@ -40,6 +40,7 @@ from pipeline.stages.validate import starting_server, validate
 from pipeline.stages.verify import verify
 from pipeline.training.group import ALONE, Group
 from pipeline.triton import repository
+from pipeline.triton.signing import Signer
 from pipeline.triton.store import Store, open_store
 
 _log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ class Outcome:
             _log.debug("stage %s took %.2f s", name, self.seconds[name])
 
 
-def run(config: RunConfig, outcome: Outcome, group: Group = ALONE) -> None:
+def run(config: RunConfig, outcome: Outcome, group: Group = ALONE, signer: Signer | None = None) -> None:
     """From a configuration to a published version. What was reached is in `outcome`, also after an error.
 
     Of a group, all processes train; the first one does everything else, and alone writes.
@@ -90,14 +91,14 @@ def run(config: RunConfig, outcome: Outcome, group: Group = ALONE) -> None:
         repository.check_signature(store, config.release_name, description.shape, description.labels)
     with folder.open():
         console.log_to(folder.log)
-        _run(config, folder, outcome, group)
+        _run(config, folder, outcome, group, signer)
 
 
 def _prepare(config: RunConfig, group: Group) -> Prepared:
     return group.in_turn(lambda: prepare(config.train, config.data_dir, fallback=config.dataset_fallback))
 
 
-def _run(config: RunConfig, folder: RunFolder, outcome: Outcome, group: Group) -> None:
+def _run(config: RunConfig, folder: RunFolder, outcome: Outcome, group: Group, signer: Signer | None) -> None:
     def keep(name: str, record: R) -> R:
         record.save(folder.record(name))
         return record
@@ -157,10 +158,11 @@ def _run(config: RunConfig, folder: RunFolder, outcome: Outcome, group: Group) -
     demand_verdict(validated)
     if config.publish:
         with outcome.stage("publish"):
-            outcome.published = keep("published", publish_run(folder, open_store(config.model_repository)))
+            store = open_store(config.model_repository)
+            outcome.published = keep("published", publish_run(folder, store, signer=signer))
 
 
-def publish_run(folder: RunFolder, store: Store, reason: str = "") -> Published:
+def publish_run(folder: RunFolder, store: Store, reason: str = "", signer: Signer | None = None) -> Published:
     """Publish what a run folder holds; the server's verdict is asked for first where the run has none.
 
     InputError where the run did not get as far as `assemble`.
@@ -183,7 +185,7 @@ def publish_run(folder: RunFolder, store: Store, reason: str = "") -> Published:
         benchmarked=Benchmarked.load(folder.record("benchmarked")),
     )
     validated = Validated.load(folder.record("validated"))
-    return publish(assembled, gated, validated, inputs, folder, store, reason)
+    return publish(assembled, gated, validated, inputs, folder, store, reason, signer)
 
 
 def demand_gates(gated: Gated) -> None:

@@ -22,6 +22,7 @@ from pipeline.records import (
 )
 from pipeline.runfolder import RunFolder
 from pipeline.triton import publishing, repository
+from pipeline.triton.signing import Signer
 from pipeline.triton.store import Store
 
 
@@ -46,8 +47,9 @@ def publish(
     folder: RunFolder,
     store: Store,
     reason: str = "",
+    signer: Signer | None = None,
 ) -> Published:
-    """A new version in the repository, live. Refused verdicts change nothing there.
+    """A new version in the repository, live, and signed where a signer is given. Refused verdicts change nothing there.
 
     GateError or VerdictError names what failed; InputError names a file that is not the one that was
     validated; SignatureError where the name is live with other inputs, outputs or labels.
@@ -70,7 +72,7 @@ def publish(
         **{**inputs._asdict(), "trained": _without_series(inputs.trained)},
     )
     content = release.model_dump_json(indent=2).encode() + b"\n"
-    return publishing.publish_version(store, assembled.name, source, content, reason)
+    return publishing.publish_version(store, assembled.name, source, content, reason, signer)
 
 
 def _demand_same_files(source: Path, assembled: Assembled, validated: Validated) -> None:

@@ -222,6 +222,7 @@ def main(temporary: str, python_backend: str, stub: str, backends: str, drain_se
         return kill(server)
     finally:
         remove(folder)
+        remove_stale(Path(temporary))  # what the program has kept in such a folder, if it was killed
 
 
 if __name__ == "__main__":

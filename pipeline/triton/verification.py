@@ -6,6 +6,7 @@ from pipeline.errors import InputError
 from pipeline.records import Record
 from pipeline.triton import history, journal, model_config, repository
 from pipeline.triton.history import Event
+from pipeline.triton.signing import Signatories
 from pipeline.triton.store import Store
 
 
@@ -25,8 +26,12 @@ class Verification(Record):
     problems: tuple[Problem, ...]
 
 
-def verify(store: Store, name: str | None = None, version: int | None = None) -> Verification:
+def verify(
+    store: Store, name: str | None = None, version: int | None = None, signatories: Signatories | None = None
+) -> Verification:
     """All names, or one name, or one version of it. InputError where there is no such name or version.
+
+    Where signatories are given, a version that they have not signed is a problem, too.
 
     What a killed publisher has left is no problem: the next one finishes or removes it.
     """
@@ -50,7 +55,8 @@ def verify(store: Store, name: str | None = None, version: int | None = None) ->
         numbers = known if version is None else [version]
         count += len(numbers)
         problems += [
-            Problem(name=one, version=number, problem=text) for number, text in _altered(store, one, numbers, events)
+            Problem(name=one, version=number, problem=text)
+            for number, text in _altered(store, one, numbers, events, signatories)
         ]
         if version is None:
             texts = (
@@ -62,10 +68,15 @@ def verify(store: Store, name: str | None = None, version: int | None = None) ->
     return Verification(repository=store.location, versions=count, problems=tuple(problems))
 
 
-def _altered(store: Store, name: str, versions: list[int], events: list[Event]) -> Iterator[tuple[int, str]]:
+def _altered(
+    store: Store, name: str, versions: list[int], events: list[Event], signatories: Signatories | None
+) -> Iterator[tuple[int, str]]:
     for version in versions:
         try:
-            repository.verify_version(store, name, version, events)
+            if signatories:
+                signatories.demand_signed(store, name, version, events)
+            else:
+                repository.verify_version(store, name, version, events)
         except InputError as error:
             yield version, str(error)
 
