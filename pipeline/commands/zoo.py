@@ -101,7 +101,8 @@ def _verify(store: "Store", named: options.Named | None, **whom: Any) -> "Verifi
     """
     from pipeline.triton import signing, verification
 
-    return verification.verify(store, *named or (None, None), signing.signatories(**whom))
+    name, version = named or (None, None)
+    return verification.verify(store, name, version, signing.signatories(**whom))
 
 
 @command.command("publish", context_settings=CONTEXT)

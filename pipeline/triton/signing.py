@@ -166,6 +166,9 @@ def _known(found: Mapping[str, str], name: str) -> "hashing.Config":
     serialization = {"method": "files", "hash_type": "sha256", "allow_symlinks": False}
 
     class Known(hashing.Config):
+        def __init__(self) -> None:
+            super().__init__()
+
         def hash(self, model_path: object, *, files_to_hash: object = None) -> manifest.Manifest:
             items = (
                 manifest.FileManifestItem(path=PurePosixPath(path), digest=Digest("sha256", bytes.fromhex(digest)))

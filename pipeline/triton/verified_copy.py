@@ -98,8 +98,8 @@ class VerifiedCopy:
             staged.rename(model)
             return
         storage.make_durable(staged)
-        for version in arrived:
-            (staged / version).rename(model / version)
+        for number in arrived:
+            (staged / number).rename(model / number)
         if config.encode() != repository.live_config(self._copy, name):
             storage.replace_newer(model / repository.CONFIG, config, self.root / f".{name}.{repository.CONFIG}")
         # Until the new ones are loaded, the server answers by those before.
