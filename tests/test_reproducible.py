@@ -36,7 +36,7 @@ def checkouts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
         shutil.copytree(ROOT / "pipeline", folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
         # Which precision is the fastest would be measured.
         flags = (
-            "--dataset-id digits_v1 --max-steps 40 --precision fp32 --min-test-accuracy 0 --min-per-class-accuracy 0"
+            "--dataset-id digits_v1 --max-steps 10 --precision fp32 --min-test-accuracy 0 --min-per-class-accuracy 0"
         )
         return run_command("train", *flags.split(), "--output-dir", "run", "--sign-key", str(private), cwd=folder)
 

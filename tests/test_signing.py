@@ -4,8 +4,10 @@ import json
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import numpy as np
 import pytest
 import sigstore
@@ -14,6 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from test_reload import Zoo, is_answered_by
 from test_repository import LABELS, NAME, make_source, release_json
+from test_s3 import object_store
 from test_serve import serving
 from test_triton_server import MATRIX, add_version, expected, images, onnx_model
 
@@ -22,7 +25,8 @@ from pipeline.errors import InputError
 from pipeline.triton import client, golden, publishing, repository, signing, switching, transfer, verification
 from pipeline.triton.file_store import FileStore
 from pipeline.triton.signing import Signatories, Signer
-from pipeline.triton.store import Store
+from pipeline.triton.store import Store, open_store
+from pipeline.triton.verified_copy import verified_copy
 
 PASSPHRASE = "open sesame"
 
@@ -62,6 +66,12 @@ def problems(store: Store, whom: Signatories) -> list[str]:
     return [problem.problem for problem in found if problem.version is not None]
 
 
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    with object_store() as address:
+        yield address
+
+
 @pytest.fixture
 def store(tmp_path: Path, ours: tuple[Path, Path]) -> FileStore:
     """With one signed version."""
@@ -97,7 +107,7 @@ def flipped(content: bytes, place: int) -> bytes:
 
 def test_no_bit_of_a_signature_is_without_meaning(store: FileStore, ours: tuple[Path, Path]) -> None:
     whom, version = signatories(ours[1]), Path(store.location) / NAME / "1"
-    found = {path: digest for path, digest in repository.hashes(version).items() if path != "model.sig"}
+    found, _ = unsigned_hashes(version)
     signer = Signer(ours[0])
     # One whose last character in Base64 has bits that no decoder looks at; how long a signature is, differs.
     while b'=","keyid"' not in (content := (version / "model.sig").read_bytes()):
@@ -169,6 +179,35 @@ def test_who_signed_is_named_and_several_keys_count(
     both.demand_signed(store, "foreign", 1)
 
 
+def test_a_version_in_an_object_store_is_checked_where_it_lies(
+    ours: tuple[Path, Path], endpoint: str, tmp_path: Path
+) -> None:
+    whom, source = signatories(ours[1]), make_source(tmp_path / "candidate")
+    store = open_store(f"s3://{endpoint}/zoo/{tmp_path.name}")
+    publishing.publish_version(store, NAME, source, release_json(source), signer=Signer(ours[0]))
+    assert problems(store, whom) == []
+    objects, key = boto3.client("s3", endpoint_url=endpoint), f"{tmp_path.name}/{NAME}/1/plots/loss.svg"
+    content = objects.get_object(Bucket="zoo", Key=key)["Body"].read()
+    objects.put_object(Bucket="zoo", Key=key, Body=flipped(content, 50))
+    assert f"{store.location}/{NAME}/1/plots/loss.svg is not as it was released" in problems(store, whom)[0]
+    with verified_copy(store, whom) as copy:
+        assert list(copy.update()) == [f"{NAME} version 1"]
+        assert FileStore(copy.root).folders() == []
+        objects.put_object(Bucket="zoo", Key=key, Body=content)
+        assert list(copy.update()) == [f"{NAME} version 1"]  # its config.pbtxt is as it was
+    with verified_copy(store, whom) as copy:
+        assert copy.update() == {}
+        whom.demand(*unsigned_hashes(copy.root / NAME / "1"), "the copy")
+    assert not copy.root.parent.exists()
+
+
+def unsigned_hashes(version: Path) -> tuple[dict[str, str], bytes]:
+    """What is signed, and the signature."""
+    found = repository.hashes(version)
+    del found["model.sig"]
+    return found, (version / "model.sig").read_bytes()
+
+
 def test_who_sigstore_has_certified_is_believed_without_a_network(tmp_path: Path) -> None:
     """A real signature of 2025, from the tests of model-signing (Apache License 2.0), and Sigstore's real roots."""
     identity, provider = "stefanb@us.ibm.com", "https://sigstore.verify.ibm.com/oauth2"
@@ -183,9 +222,7 @@ def test_who_sigstore_has_certified_is_believed_without_a_network(tmp_path: Path
             }
         )
     )
-    found = repository.hashes(Path(__file__).parent / "keyless")
-    del found["model.sig"]
-    signature = (Path(__file__).parent / "keyless" / "model.sig").read_bytes()
+    found, signature = unsigned_hashes(Path(__file__).parent / "keyless")
     whom = signing.signatories((), identity, provider, config)
     assert whom is not None
     whom.demand(found, signature, "it")
