@@ -89,11 +89,11 @@ class Signatories:
                 path = _first_difference(found, signature)
                 raise InputError(f"{where}/{path} is not as it was signed: restore it, or release the model again")
             reasons.append(reason)
-        # Of several keys, the one that the signature names says more than that the others are not it.
-        reasons.sort(key=lambda reason: reason.startswith("Key mismatch"))
+        # Of several keys, only the one that the signature names has more to say.
+        why = next((reason for reason in reasons if not reason.startswith("Key mismatch")), "another key has signed")
         raise InputError(
-            f"{where}/{repository.SIGNATURE} is not a signature by {self._whom} ({reasons[0]}): it was altered, or "
-            "somebody else signed"
+            f"{where}/{repository.SIGNATURE} is not a signature by {self._whom} ({why}): release the model again, or "
+            "name who signed, if you trust them"
         )
 
 
@@ -167,7 +167,7 @@ def _known(found: Mapping[str, str], name: str) -> "hashing.Config":
 
     class Known(hashing.Config):
         def __init__(self) -> None:
-            super().__init__()
+            super().__init__()  # type: ignore[no-untyped-call]
 
         def hash(self, model_path: object, *, files_to_hash: object = None) -> manifest.Manifest:
             items = (
@@ -201,7 +201,8 @@ def _first_difference(found: Mapping[str, str], signature: bytes) -> str:
     """The first file that is not as this good signature has it."""
     statement = json.loads(base64.b64decode(json.loads(signature)["dsseEnvelope"]["payload"]))
     signed = {resource["name"]: resource["digest"] for resource in statement["predicate"]["resources"]}
-    return min(path for path in found.keys() | signed.keys() if found.get(path) != signed.get(path))
+    different = (path for path in found.keys() | signed.keys() if found.get(path) != signed.get(path))
+    return min(different, default=repository.SIGNATURE)
 
 
 def _reason(error: Exception) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline.config import RELEASE_NAME
 from pipeline.errors import InputError, StorageError
 from pipeline.triton import guard, model_config, repository, storage, transfer
 from pipeline.triton.file_store import FileStore
@@ -39,7 +40,8 @@ class VerifiedCopy:
         config.pbtxt changes; what could not be read is tried again each time.
         """
         try:
-            names = self._source.folders()
+            # In an object store, a folder may have any name, and so lead out of here.
+            names = filter(RELEASE_NAME.fullmatch, self._source.folders())
             configs = {name: config for name in names if (config := repository.live_config(self._source, name))}
         except (InputError, StorageError, OSError) as error:
             return {self._source.location: f"cannot be looked at: {error}"}
