@@ -38,7 +38,7 @@ class Signer:
         from model_signing import signing
 
         # The package declares a str, and hands it on to one who takes bytes.
-        passphrase: str | None = os.environb.get(PASSPHRASE.encode())  # type: ignore[assignment]
+        passphrase: str | None = os.environb.get(PASSPHRASE.encode()) or None  # type: ignore[assignment]
         try:
             self._config = signing.Config().use_elliptic_key_signer(private_key=key, password=passphrase)
         except OSError as error:
@@ -192,6 +192,8 @@ def _objection(config: "verifying.Config", found: Mapping[str, str], signature: 
             file.write(signature)
             file.seek(0)
             config.set_hashing_config(_known(found, "")).verify("", f"/dev/fd/{file.fileno()}")
+    except OSError:
+        raise
     except Exception as error:  # whatever its parsers raise of a damaged file
         return _reason(error)
     return None
