@@ -576,6 +576,18 @@ def test_every_command(released: Workplace, tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_judged_run_is_published_without_torch(
+    released: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its import takes seconds."""
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
+    done = run_command("zoo", "publish", "--run", str(released.run), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "pipeline.publication" in imported
+    assert "torch" not in imported
+
+
 @pytest.mark.parametrize(
     ("arguments", "shown"),
     [

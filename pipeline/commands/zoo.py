@@ -110,7 +110,7 @@ def _verify(store: "Store", named: options.Named | None) -> "Verification":
 @_answers
 def _publish(store: "Store", run_folder: str, urls: tuple[str, ...], reason: str) -> "Published":
     """Publish a run that was judged and validated before; it is validated now where it was not."""
-    from pipeline import release
+    from pipeline.publication import publish_run
     from pipeline.runfolder import RunFolder
     from pipeline.triton import reload, switching
 
@@ -121,7 +121,7 @@ def _publish(store: "Store", run_folder: str, urls: tuple[str, ...], reason: str
         published = reload.switch(
             store,
             urls,
-            change=lambda: release.publish_run(folder, store, reason),
+            change=lambda: publish_run(folder, store, reason),
             back=lambda published: switching.rollback(store, published.name, reason=_UNPROVEN),
         )
         published.save(folder.record("published"))
