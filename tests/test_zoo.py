@@ -188,6 +188,25 @@ def test_prune_keeps_the_newest_and_what_is_needed(store: FileStore, root: Path,
     assert problems(store) == []
 
 
+class Counting(FileStore):
+    """Counts how often its history is read."""
+
+    reads = 0
+
+    def events(self) -> list[Event]:
+        self.reads += 1
+        return super().events()
+
+
+def test_prune_reads_the_history_of_many_names_as_often_as_of_one(root: Path, candidate: Candidate) -> None:
+    for name in ("a", "b", "c"):
+        candidate.publish(root, name)
+    one, all_names = Counting(root), Counting(root)
+    switching.prune(one, "a", 1)
+    switching.prune(all_names, None, 1)
+    assert 0 < all_names.reads == one.reads
+
+
 # Other repositories and tar files
 
 
