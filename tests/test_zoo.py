@@ -402,6 +402,17 @@ def test_verify_names_what_is_wrong(store: FileStore, root: Path, damage: str) -
     assert tree(root) == before
 
 
+def test_a_damaged_config_hides_no_other_problem(store: FileStore, root: Path) -> None:
+    """Not even that nobody can tell how a publisher ended."""
+    store.append(history.intent("publish", NAME, 4, 3, "0" * 64))
+    (root / NAME / "1" / "labels.txt").write_text("other\n")
+    damage_config(root)
+    found = "\n".join(problems(store))
+    for said in ("publish is open in the history", "not a Triton model config", r"1/labels\.txt is not as it"):
+        assert re.search(said, found)
+    assert verification.verify(store, NAME, 2).problems == ()
+
+
 def test_versions_read_without_protobuf_are_those_that_it_reads(store: FileStore, root: Path) -> None:
     path = root / NAME / "config.pbtxt"
     by_hand = path.read_text(encoding="utf-8").replace("version_policy {\n  specific {", "version_policy { specific {")
