@@ -17,7 +17,7 @@ Resource = dict[str, Any]
 
 MANIFESTS = Path(__file__).parent.parent / "deploy" / "kubernetes"
 # What people apply, and what they may add to each of the first two.
-SERVING, OTHERS, COMPONENTS = ("bucket", "volume"), ("pull", "training"), ("autoscaling", "gpu")
+SERVING, OTHERS, COMPONENTS = ("bucket", "volume"), ("publisher", "pull", "training"), ("autoscaling", "gpu")
 # The oldest has what the Job needs, the newest is the newest that the schemas are there for.
 VERSIONS = ("1.27", kubernetes_validate.latest_version())
 
