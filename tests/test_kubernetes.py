@@ -245,7 +245,13 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     assert here.keys() <= {*box["args"]}
     # It is not to be good.
-    quickly = ["--epochs=2", "--min-test-accuracy=0", "--min-per-class-accuracy=0", "--skip-visualizations"]
+    quickly = [
+        "--epochs=2",
+        "--export-format=onnx",
+        "--min-test-accuracy=0",
+        "--min-per-class-accuracy=0",
+        "--skip-visualizations",
+    ]
     started = []
     try:
         for rank in range(nodes):
