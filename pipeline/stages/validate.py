@@ -70,7 +70,7 @@ def _demand_own_config(assembled: Assembled, folder: RunFolder) -> None:
     own = model_config.read(model / str(assembled.version) / repository.CONFIG)
     live = model / repository.CONFIG
     expected = repository.pointing_config(own, assembled.version)
-    if not live.is_file() or live.read_text(encoding="utf-8") != expected:
+    if not live.is_file() or live.read_bytes() != expected.encode():
         raise InputError(
             f"{live} is not that of version {assembled.version} beside it, so nothing was validated: "
             "run bin/train on this folder again"
