@@ -113,7 +113,7 @@ def _verify(store: "Store", named: options.Named | None, **whom: Any) -> "Verifi
 @_answers
 def _publish(store: "Store", run_folder: str, sign_key: Path | None, urls: tuple[str, ...], reason: str) -> "Published":
     """Publish a run that was judged and validated before; it is validated now where it was not."""
-    from pipeline import release
+    from pipeline.publication import publish_run
     from pipeline.runfolder import RunFolder
     from pipeline.triton import reload, switching
     from pipeline.triton.signing import Signer
@@ -126,7 +126,7 @@ def _publish(store: "Store", run_folder: str, sign_key: Path | None, urls: tuple
         published = reload.switch(
             store,
             urls,
-            change=lambda: release.publish_run(folder, store, reason, signer),
+            change=lambda: publish_run(folder, store, reason, signer),
             back=lambda published: switching.rollback(store, published.name, reason=_UNPROVEN),
         )
         published.save(folder.record("published"))

@@ -244,7 +244,7 @@ def demand_signature(store: Store, name: str, config: "ModelConfig", labels: tup
     content = live_config(store, name)
     if content is None:
         return
-    advice = "clients of the one cannot ask the other; give another --release-name"
+    advice = "clients of the one cannot ask the other; train it under another --release-name"
     is_live = f"{name} is live in {store.location} with"
     current = model_config.parse(content, f"{store.location}/{name}/{CONFIG}")
     tensors = model_config.signature(current), model_config.signature(config)

@@ -40,14 +40,21 @@ def verify(
         raise repository.unknown_name(store, name)
     if name is not None and version is not None:
         repository.demand_version(store, name, version)
-    events = journal.settled(store)
-    # Versions of killed publishers, which the next one will remove.
-    unfinished = {
-        (event.name, event.version)
-        for event in (journal.outcome(store, intent) for intent in history.open_intents(store.events()))
-        if journal.leaves_a_rest(event)
-    }
+    events = store.events()
     problems: list[Problem] = []
+    # Versions of killed publishers, which the next one will remove.
+    unfinished = set()
+    for intent in history.open_intents(events):
+        try:
+            ended = journal.outcome(store, intent)
+        except InputError:  # of config.pbtxt, of which more is said below
+            if name in (None, intent.name) and version in (None, intent.version):
+                text = f"{intent.action} is open in the history, and config.pbtxt, which tells how it ended, is damaged"
+                problems.append(Problem(name=intent.name, version=intent.version, problem=text))
+            continue
+        events.append(ended)
+        if journal.leaves_a_rest(ended):
+            unfinished.add((ended.name, ended.version))
     count = 0
     for one in names if name is None else [name]:
         at_hand = repository.versions(store, one)
