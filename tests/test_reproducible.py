@@ -13,7 +13,7 @@ import pytest
 from conftest import NAME, ROOT, run_command
 from test_signing import signatories, write_key
 
-from pipeline.release import publish_run
+from pipeline.publication import publish_run
 from pipeline.runfolder import RunFolder
 from pipeline.triton import transfer
 from pipeline.triton.file_store import FileStore
