@@ -5,7 +5,6 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
 import cloup
 
 from pipeline import options
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from pipeline.triton.switching import Pruned
     from pipeline.triton.transfer import Exported, Pulled
     from pipeline.triton.verification import Verification
-
-_OLD_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 _json = cloup.option("--json", "as_json", is_flag=True, help="Answer as JSON, of a shape that stays")
 _reason = cloup.option("-m", "--reason", default="", metavar="TEXT", help="Why, for the history")
@@ -95,12 +92,17 @@ def _show(store: "Store", named: options.Named) -> "NameDetails | VersionDetails
 
 @command.command("verify", context_settings=CONTEXT)
 @cloup.argument("named", metavar="[NAME[:V]]", type=options.NAMED, required=False)
+@declares(options.SIGNATORIES)
 @partial(_answers, then=_demand_sound)
-def _verify(store: "Store", named: options.Named | None) -> "Verification":
-    """Hash every file, and hold configs and history against each other. Status 2 where something is wrong."""
-    from pipeline.triton import verification
+def _verify(store: "Store", named: options.Named | None, **whom: Any) -> "Verification":
+    """Hash every file, and hold configs and history against each other. Status 2 where something is wrong.
 
-    return verification.verify(store, *named or (None, None))
+    With --key or --identity, each version must be signed so, too.
+    """
+    from pipeline.triton import signing, verification
+
+    name, version = named or (None, None)
+    return verification.verify(store, name, version, signing.signatories(**whom))
 
 
 @command.command("publish", context_settings=CONTEXT)
@@ -108,25 +110,30 @@ def _verify(store: "Store", named: options.Named | None) -> "Verification":
 @cloup.option(
     "--no-promote", is_flag=True, help="What is live stays so, until bin/zoo promote; a first version goes live anyway"
 )
+@options.sign_key
 @_reload
 @_reason
 @_answers
-def _publish(store: "Store", run_folder: str, no_promote: bool, urls: tuple[str, ...], reason: str) -> "Published":
+def _publish(
+    store: "Store", run_folder: str, no_promote: bool, sign_key: Path | None, urls: tuple[str, ...], reason: str
+) -> "Published":
     """Publish a run that was judged and validated before; it is validated now where it was not."""
     if no_promote and urls:
         raise InputError("--no-promote leaves nothing to --reload: give that to bin/zoo promote")
-    from pipeline import release
+    from pipeline.publication import publish_run
     from pipeline.runfolder import RunFolder
     from pipeline.triton import reload, switching
+    from pipeline.triton.signing import Signer
 
     folder = RunFolder(Path(run_folder))
     if not folder.root.is_dir():
         raise InputError(f"{run_folder} is not a folder: give --run the output folder of a bin/train run")
+    signer = Signer(sign_key) if sign_key else None
     with folder.open():
         published = reload.switch(
             store,
             urls,
-            change=lambda: release.publish_run(folder, store, reason, promote=not no_promote),
+            change=lambda: publish_run(folder, store, reason, signer, promote=not no_promote),
             back=lambda published: switching.rollback(store, published.name, reason=_UNPROVEN),
         )
         published.save(folder.record("published"))
@@ -291,7 +298,7 @@ def _export(store: "Store", chosen: options.Version, file: Path) -> "Exported":
 
 
 @command.command("install", context_settings=CONTEXT)
-@cloup.argument("file", metavar="FILE.tar", type=_OLD_FILE)
+@cloup.argument("file", metavar="FILE.tar", type=options.OLD_FILE)
 @_trust
 @_reason
 @_answers

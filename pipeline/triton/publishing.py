@@ -14,6 +14,7 @@ from pipeline.errors import ConflictError, InputError
 from pipeline.records import Published
 from pipeline.triton import history, journal, model_config, repository, storage
 from pipeline.triton.history import Event
+from pipeline.triton.signing import Signer
 from pipeline.triton.store import Store
 
 if TYPE_CHECKING:
@@ -35,13 +36,22 @@ class Arrival(NamedTuple):
 
 
 def publish_version(
-    store: Store, name: str, source: Path, release_json: bytes, reason: str = "", *, promote: bool = True
+    store: Store,
+    name: str,
+    source: Path,
+    release_json: bytes,
+    reason: str = "",
+    signer: Signer | None = None,
+    *,
+    promote: bool = True,
 ) -> Published:
-    """Copy a complete version in; what `Arrival` and `bring_in` say holds."""
+    """Copy a complete version in, and sign it; what `Arrival` and `bring_in` say holds."""
 
     def fill(folder: Path) -> None:
         storage.copy(source, folder)
         (folder / repository.RELEASE).write_bytes(release_json)
+        if signer:
+            signer.sign(folder, name)
 
     return bring_in(store, Arrival("publish", name, fill, reason=reason, promote=promote))
 
