@@ -262,8 +262,13 @@ HAS_IMAGE = "#!/bin/sh\necho sha256:0\n"
     ],
 )
 def test_an_image_that_is_not_there_is_never_fetched_but_named(
-    engines: dict[str, str], said: list[str], programs: Callable[[str, str], None]
+    engines: dict[str, str],
+    said: list[str],
+    programs: Callable[[str, str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "programs"))  # where this machine's own engine is not
     for name, text in engines.items():
         programs(name, text)
     with pytest.raises(ServerError) as error:
