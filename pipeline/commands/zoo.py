@@ -5,7 +5,6 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
 import cloup
 
 from pipeline import options
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from pipeline.triton.switching import Pruned
     from pipeline.triton.transfer import Exported
     from pipeline.triton.verification import Verification
-
-_OLD_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 _json = cloup.option("--json", "as_json", is_flag=True, help="Answer as JSON, of a shape that stays")
 _reason = cloup.option("-m", "--reason", default="", metavar="TEXT", help="Why, for the history")
@@ -275,7 +272,7 @@ def _export(store: "Store", chosen: options.Version, file: Path) -> "Exported":
 
 
 @command.command("install", context_settings=CONTEXT)
-@cloup.argument("file", metavar="FILE.tar", type=_OLD_FILE)
+@cloup.argument("file", metavar="FILE.tar", type=options.OLD_FILE)
 @_trust
 @_reason
 @_answers
