@@ -98,7 +98,7 @@ def of_checkpoint(path: Path, data_dir: Path) -> Predictor:
     data = prepare(config, data_dir, fallback=False).info
     if data.sha256 != data_sha256:
         raise InputError(f"{path} was trained on other data than lies in {data_dir}: name its folder by --data-dir")
-    name = f"{config.model_id}-{data.short_name}"
+    name = f"{config.model_id}-{config.dataset_id}"
     return _of_file(name, None, str(path), _sha256(path), Origin(config, data), _checkpoint(path, config, data))
 
 
