@@ -21,7 +21,8 @@ case $engine in
     compose() { "$engine" compose --file "$tests/../compose.yaml" --project-name "grading-$$" "$@"; }
     trap 'compose down --volumes; rm -rf "$scratch"' EXIT
     service() { compose run --rm --no-deps "$1"; }
-    up() { compose up; }
+    # podman-compose starts `train` again for each service that waits for it, and does not wait for that one: hence `stop`.
+    up() { compose up && compose stop; }
     files() {
       compose run --rm --no-deps -T --entrypoint tar train -C /mnist -c . | tar -x -C "$scratch"
       echo "$scratch"
