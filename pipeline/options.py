@@ -198,6 +198,12 @@ TRAIN = (
         ),
         _recipe("--weight-decay", kind=NOT_NEGATIVE, text="Weight decay, not applied to biases and norms"),
         _recipe("--label-smoothing", kind=FiniteRange(0, 1, max_open=True), text="Label smoothing"),
+        _recipe(
+            "--augmentation",
+            kind=click.Choice(("none", "shift", "flip", "affine")),
+            text="What is done to training images: shift by a pixel; flip left and right; "
+            "affine: rotate, scale, shear and shift",
+        ),
         _plain("--gradient-clip-norm", kind=NOT_NEGATIVE, text="Clip the gradient to this norm; 0: do not"),
         _plain("--gamma", kind=POSITIVE, text="Factor per epoch of the schedule 'step'"),
         _recipe("--validation-fraction", kind=FiniteRange(0, 0.9), text="Share of training images set aside"),

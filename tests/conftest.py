@@ -84,7 +84,9 @@ def run_command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def start_command(*arguments: str, cwd: Path, temporary: Path) -> subprocess.Popen[str]:
+def start_command(
+    *arguments: str, cwd: Path, temporary: Path, process_group: int | None = None
+) -> subprocess.Popen[str]:
     """The same, while it runs; `temporary` is its folder for temporary files."""
     return subprocess.Popen(
         [sys.executable, "-m", "pipeline", *arguments],
@@ -93,6 +95,7 @@ def start_command(*arguments: str, cwd: Path, temporary: Path) -> subprocess.Pop
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        process_group=process_group,
     )
 
 
@@ -127,41 +130,22 @@ def assert_nothing_left(temporary: Path, guards: list[int]) -> None:
 
 
 @contextmanager
-def started(*arguments: str, cwd: Path) -> Iterator[subprocess.Popen[str]]:
-    """A command while it runs, in a process group of its own; whatever it started is killed at the end."""
-    process = subprocess.Popen(
-        [sys.executable, *arguments],
-        cwd=cwd,
-        # Nobody tidies up for an agent of torchrun that is killed.
-        env={**environment(), "TMPDIR": str(cwd)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def running(*arguments: str, cwd: Path) -> Iterator[subprocess.Popen[str]]:
+    """A command in a process group of its own, temporary files in `cwd`; what it started is killed at the end."""
+    process = start_command(*arguments, cwd=cwd, temporary=cwd, process_group=0)
     try:
         yield process
     finally:
-        for number in (*descendants(process.pid), process.pid):
-            with suppress(ProcessLookupError):
-                os.kill(number, signal.SIGKILL)
+        # Nobody tidies up for an agent of torchrun that is killed.
+        kill_all(cwd)
         process.communicate()
 
 
-def descendants(ancestor: int) -> dict[int, str]:
-    """The command of each process that a process started, directly or not, and that has not ended."""
-    listing = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,ppid=,stat=,args="], stdout=subprocess.PIPE, check=True)
-    rows = [line.split(maxsplit=3) for line in listing.stdout.decode().splitlines()]
-    found: dict[int, str] = {}
-    for number, parent, state, command in ((int(row[0]), int(row[1]), row[2], row[-1]) for row in rows):
-        if (parent == ancestor or parent in found) and "Z" not in state:
-            found[number] = command
-    return found
-
-
-def is_alive(process: int) -> bool:
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], stdout=subprocess.PIPE, check=False).stdout
-    return bool(state) and b"Z" not in state
+def kill_all(temporary: Path) -> None:
+    """A command and all that it started."""
+    for number in processes(temporary):
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
 
 
 @pytest.fixture(scope="session")

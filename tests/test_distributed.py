@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CONFIG, ROOT, descendants, environment, is_alive, run_command, started, wait_until
+from conftest import CONFIG, ROOT, environment, processes, run_command, running, wait_until
 from test_training import training
 
 from pipeline.stages.prepare import prepare
@@ -38,7 +38,7 @@ if mine.rank == 0:
     print(json.dumps([progress.batches, progress.images_seen, [epoch.validation_loss for epoch in progress.epochs]]))
 """
 DDP = (
-    "-m", "pipeline", "train", "--dataset-id", "digits_v1", "--model-id", "mnist_fcn_v1", "--epochs", "9",
+    "train", "--dataset-id", "digits_v1", "--model-id", "mnist_fcn_v1", "--epochs", "20",
     "--batch-size", "256", "--skip-export", "--trainer", "ddp", "--num-processes", "2", "--output-dir", "run",
 )  # fmt: skip
 
@@ -73,16 +73,16 @@ def test_a_lost_process_is_replaced_and_the_weights_are_those_of_an_uninterrupte
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()
     broken.mkdir()
-    expected = run_command(*DDP[2:], cwd=whole)
+    expected = run_command(*DDP, cwd=whole)
     assert expected.returncode == 0, expected.stderr
-    assert expected.stderr.count("epoch   9/9") == 1, "only one process prints"
-    with started(*DDP, cwd=broken) as process:
+    assert expected.stderr.count("epoch  20/20") == 1, "only one process prints"
+    with running(*DDP, cwd=broken) as process:
         wait_until((broken / "run" / "checkpoints" / "last.pt").exists)
-        os.kill(max(descendants(process.pid)), signal.SIGKILL)
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
-    assert "was killed by signal 9: starting again from the last checkpoint" in errors
-    assert "going on after epoch" in errors
+        os.kill(max(processes(broken)), signal.SIGKILL)
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+    assert "was killed by signal 9: starting again from the last checkpoint" in output
+    assert "going on after epoch" in output
     assert trained(broken)["weights_sha256"] == trained(whole)["weights_sha256"]
     assert trained(whole)["processes"] == 2
     assert trained(whole)["reproducible_with"]["processes"] == "2"
@@ -105,20 +105,19 @@ def kill(agent: int) -> None:
     [(interrupt, 130, "error: interrupted"), (terminate, 143, "error: terminated"), (kill, -9, "")],
 )
 def test_nothing_is_left_however_it_ends(tmp_path: Path, end: Callable[[int], None], status: int, said: str) -> None:
-    with started(*DDP, "--epochs", "10000", "--quiet", cwd=tmp_path) as process:
+    with running(*DDP, "--epochs", "10000", "--quiet", cwd=tmp_path) as process:
         wait_until((tmp_path / "run" / "checkpoints" / "last.pt").exists)
-        processes = descendants(process.pid)
-        assert len(processes) == 2
+        assert len(processes(tmp_path)) == 3
         end(process.pid)
-        _, errors = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=60)
         assert process.returncode == status
-        assert said in errors
-        assert len([line for line in errors.splitlines() if line]) == bool(said)
-        wait_until(lambda: not any(map(is_alive, processes)))
+        assert said in output
+        assert len([line for line in output.splitlines() if line]) == bool(said)
+        wait_until(lambda: processes(tmp_path) == [])
 
 
 def test_an_error_of_the_training_is_told_once_and_not_tried_again(tmp_path: Path) -> None:
-    done = run_command(*DDP[2:], "--optimizer-id", "sgd", "--lr", "1e30", cwd=tmp_path)
+    done = run_command(*DDP, "--optimizer-id", "sgd", "--lr", "1e30", cwd=tmp_path)
     assert done.returncode == 3
     assert done.stderr.count("error: ") == 1
     assert "became nan in batch" in done.stderr
@@ -146,7 +145,7 @@ def test_bad_numbers_of_processes_are_refused(
     arguments: list[str], variables: dict[str, str], said: str, tmp_path: Path
 ) -> None:
     done = subprocess.run(
-        [sys.executable, *DDP, *arguments],
+        [sys.executable, "-m", "pipeline", *DDP, *arguments],
         cwd=tmp_path,
         env={**environment(), **variables},
         capture_output=True,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CONFIG, descendants, is_alive, run_command, started, wait_until
+from conftest import CONFIG, processes, run_command, running, wait_until
 from test_training import IDENTITY, training
 
 from pipeline.errors import InputError
@@ -52,7 +52,7 @@ def test_more_processes_than_batches_are_refused(digits: Prepared) -> None:
 
 
 COMMAND = (
-    "-m", "pipeline", "train", "--dataset-id", "digits_v1", "--model-id", "mnist_fcn_v1", "--trainer", "hogwild",
+    "train", "--dataset-id", "digits_v1", "--model-id", "mnist_fcn_v1", "--trainer", "hogwild",
     "--num-processes", "2", "--epochs", "10000", "--quiet", "--output-dir", "run",
 )  # fmt: skip
 
@@ -81,18 +81,17 @@ def kill_the_parent(parent: int, workers: list[int]) -> None:
 def test_nothing_is_left_however_it_ends(
     tmp_path: Path, end: Callable[[int, list[int]], None], status: int, said: str
 ) -> None:
-    with started(*COMMAND, cwd=tmp_path) as process:
+    with running(*COMMAND, cwd=tmp_path) as process:
         wait_until((tmp_path / "run" / "checkpoints" / "last.pt").exists)
-        processes = descendants(process.pid)
-        workers = [number for number, command in processes.items() if "spawn_main" in command]
+        everyone, workers = processes(tmp_path), processes(tmp_path, "spawn_main")
         assert len(workers) == 2
         end(process.pid, workers)
-        _, errors = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=60)
         assert process.returncode == status
-        assert said in errors
-        assert len([line for line in errors.splitlines() if line]) == bool(said)
-        wait_until(lambda: not any(map(is_alive, processes)))
-    owners = [f"_{number}_" for number in (process.pid, *processes)]
+        assert said in output
+        assert len([line for line in output.splitlines() if line]) == bool(said)
+        wait_until(lambda: processes(tmp_path) == [])
+    owners = [f"_{number}_" for number in everyone]
     assert [path for path in Path("/dev/shm").glob("torch_*") if any(owner in path.name for owner in owners)] == []
 
 

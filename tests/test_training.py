@@ -1,6 +1,8 @@
 """The engine: resumed as if never stopped, alike from one seed, honest about bad checkpoints and numbers."""
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIG
+from conftest import CONFIG, environment
 from sklearn import metrics as reference
 
 from pipeline import metrics, registry
@@ -25,6 +27,35 @@ from pipeline.training.loop import Training
 from pipeline.training.validation import validate
 
 IDENTITY = {"seed": 1}
+
+# In a process of its own, as other tests may have loaded the compiler. Last, so that torch's optimizers may load it.
+STEP = """
+import sys
+import torch
+from pipeline import registry
+from pipeline.specs import OptimizerOptions
+
+def steps(build):
+    weight = torch.nn.Parameter(torch.ones(4))
+    optimizer = build([{"params": [weight], "weight_decay": 0.1}])
+    for number in range(3):
+        optimizer.zero_grad()
+        (weight * torch.arange(4.0)).square().sum().backward()
+        optimizer.step()
+        optimizer.load_state_dict(optimizer.state_dict())
+    return weight.tolist()
+
+names, betas = ("adam", "adamw", "sgd"), (0.8, 0.9)
+options = OptimizerOptions(betas=betas, momentum=0.9)
+found = [steps(lambda groups: registry.optimizer(name).build(groups, 0.1, options)) for name in names]
+assert "torch._dynamo" not in sys.modules
+assert found == [
+    steps(lambda groups: torch.optim.Adam(groups, lr=0.1, betas=betas, fused=True)),
+    steps(lambda groups: torch.optim.AdamW(groups, lr=0.1, betas=betas, fused=True)),
+    steps(lambda groups: torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True, fused=True)),
+]
+assert found[0] != found[1] != found[2]
+"""
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +82,11 @@ def training(digits: Prepared, *, num_processes: int = 1, group: Group = ALONE, 
 def weights_after(run: Training) -> str:
     run.run(lambda: None)
     return checkpoint.weights_sha256(run.network)
+
+
+def test_optimizers_step_as_torch_s_own_and_load_no_compiler() -> None:
+    done = subprocess.run([sys.executable, "-c", STEP], env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(("optimizer_id", "scheduler_id"), [("adam", "none"), ("sgd", "step"), ("adamw", "one_cycle")])

@@ -2,14 +2,13 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from conftest import ROOT, descendants, environment
+from conftest import ROOT, environment, kill_all
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 
@@ -52,7 +51,7 @@ def torchrun(host: str, number: int, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command,
         cwd=folder,
-        env={**environment(), "GLOO_SOCKET_IFNAME": "cable", "OMP_NUM_THREADS": "1"},
+        env={**environment(), "GLOO_SOCKET_IFNAME": "cable", "TMPDIR": str(folder.parent)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -68,10 +67,8 @@ if can_make_hosts():
                 output = first.communicate(timeout=150)[0]
                 other = second.communicate(timeout=60)[0]
             finally:
+                kill_all(tmp_path)
                 for process in (first, second):
-                    for number in (*descendants(process.pid), process.pid):
-                        if process.poll() is None:
-                            os.kill(number, signal.SIGKILL)
                     process.communicate()
         assert (first.returncode, second.returncode) == (0, 0), output + other
         assert output.count("epoch  12/12") == 1

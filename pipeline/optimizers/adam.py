@@ -2,8 +2,11 @@
 
 import torch
 
+from pipeline.optimizers._eager import eager
 from pipeline.specs import OptimizerOptions, ParameterGroups
+
+_Adam = eager(torch.optim.Adam)
 
 
 def build(parameters: ParameterGroups, learning_rate: float, options: OptimizerOptions) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, lr=learning_rate, betas=options.betas, fused=True)
+    return _Adam(parameters, lr=learning_rate, betas=options.betas, fused=True)

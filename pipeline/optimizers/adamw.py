@@ -2,8 +2,11 @@
 
 import torch
 
+from pipeline.optimizers._eager import eager
 from pipeline.specs import OptimizerOptions, ParameterGroups
+
+_AdamW = eager(torch.optim.AdamW)
 
 
 def build(parameters: ParameterGroups, learning_rate: float, options: OptimizerOptions) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=learning_rate, betas=options.betas, fused=True)
+    return _AdamW(parameters, lr=learning_rate, betas=options.betas, fused=True)

@@ -39,8 +39,7 @@ def check_fit(config: TrainConfig, data: Description) -> None:
             f"{config.model_id} cannot take {config.dataset_id} (channels, height, width {shape}, {classes} classes): "
             f"it needs {needs}; choose another --model-id, --dataset-id or --image-size"
         )
-    with torch.device("meta"):
-        network = registry.model(config.model_id).build(shape, classes)
+    network = registry.model(config.model_id).build(shape, classes)
     for criterion in config.criteria:
         needs = registry.loss(criterion.loss_id).accepts(network)
         if needs is not None:
