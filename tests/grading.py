@@ -62,9 +62,11 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "run":
-        run(sys.argv[2], Path(sys.argv[3]))
-    try:
-        print(check(Path(sys.argv[2])))
-    except AssertionError as error:
-        sys.exit(f"tests/grading.sh: {error}")
+    match sys.argv[1:]:
+        case ["run", service, folder]:
+            run(service, Path(folder))
+        case ["check", folder]:
+            try:
+                print(check(Path(folder)))
+            except (AssertionError, OSError) as error:
+                sys.exit(f"tests/grading.sh: {error}")

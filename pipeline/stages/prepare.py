@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from pipeline import registry
 from pipeline.config import DataOptions, TrainConfig
