@@ -124,6 +124,7 @@ PORT = click.IntRange(0, 65535)
 FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
 OLD_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
+
 Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -149,8 +150,27 @@ model_repository = cloup.option(
 data_dir = cloup.option(
     "--data-dir", metavar="DIR", help="Where the data lies, or is fetched to [env: DATA_DIR; default: ./data]"
 )
+sign_key = cloup.option(
+    "--sign-key",
+    type=OLD_FILE,
+    metavar="FILE",
+    help="Sign the version by this private key in PEM [env: SIGN_KEY_PASSPHRASE, where it has one]",
+)
 quiet = cloup.option("-q", "--quiet", is_flag=True, help="Silence everything but errors")
 debug = cloup.option("--debug", is_flag=True, help="Show a traceback with an error")
+
+# Whose signatures count.
+SIGNATORIES = (
+    cloup.option("--key", "keys", type=OLD_FILE, multiple=True, metavar="FILE", help="Public key; may be repeated"),
+    cloup.option("--identity", metavar="ID", help="Whom Sigstore has certified, as an address or a workflow's URL"),
+    cloup.option("--identity-provider", metavar="URL", help="OpenID Connect provider of that identity"),
+    cloup.option(
+        "--trust-config",
+        type=OLD_FILE,
+        metavar="FILE",
+        help="Sigstore's, for --identity without a network [default: fetched]",
+    ),
+)
 
 TRAIN = (
     cloup.option_group(
@@ -293,6 +313,7 @@ TRAIN = (
         cloup.option(
             "--release-name", metavar="NAME", help="Name in the repository [default: <model id>-<dataset id>]"
         ),
+        sign_key,
         cloup.option("--no-publish", is_flag=True, help="Judge and validate, but publish nothing"),
     ),
     cloup.option_group("Output", quiet, debug),

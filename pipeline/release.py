@@ -9,14 +9,11 @@ from typing import TypeVar
 
 from pipeline import console, provenance, registry
 from pipeline.config import RunConfig
-from pipeline.errors import GateError, VerdictError
+from pipeline.publication import demand_gates, demand_verdict, publish_run
 from pipeline.records import (
-    Assembled,
     Benchmarked,
-    CodeInfo,
     DataInfo,
     Evaluated,
-    Exported,
     Gated,
     ModelMetrics,
     Published,
@@ -34,13 +31,13 @@ from pipeline.stages.evaluate import evaluate
 from pipeline.stages.export import export
 from pipeline.stages.gate import gate
 from pipeline.stages.prepare import check_fit, describe, prepare
-from pipeline.stages.publish import ReleaseInputs, publish
 from pipeline.stages.train import train
 from pipeline.stages.validate import starting_server, validate
 from pipeline.stages.verify import verify
 from pipeline.training.group import ALONE, Group
 from pipeline.triton import repository
-from pipeline.triton.store import Store, open_store
+from pipeline.triton.signing import Signer
+from pipeline.triton.store import open_store
 
 _log = logging.getLogger(__name__)
 
@@ -72,7 +69,7 @@ class Outcome:
             _log.debug("stage %s took %.2f s", name, self.seconds[name])
 
 
-def run(config: RunConfig, outcome: Outcome, group: Group = ALONE) -> None:
+def run(config: RunConfig, outcome: Outcome, group: Group = ALONE, signer: Signer | None = None) -> None:
     """From a configuration to a published version. What was reached is in `outcome`, also after an error.
 
     Of a group, all processes train; the first one does everything else, and alone writes.
@@ -90,14 +87,14 @@ def run(config: RunConfig, outcome: Outcome, group: Group = ALONE) -> None:
         repository.check_signature(store, config.release_name, description.shape, description.labels)
     with folder.open():
         console.log_to(folder.log)
-        _run(config, folder, outcome, group)
+        _run(config, folder, outcome, group, signer)
 
 
 def _prepare(config: RunConfig, group: Group) -> Prepared:
     return group.in_turn(lambda: prepare(config.train, config.data_dir, fallback=config.dataset_fallback))
 
 
-def _run(config: RunConfig, folder: RunFolder, outcome: Outcome, group: Group) -> None:
+def _run(config: RunConfig, folder: RunFolder, outcome: Outcome, group: Group, signer: Signer | None) -> None:
     def keep(name: str, record: R) -> R:
         record.save(folder.record(name))
         return record
@@ -157,45 +154,8 @@ def _run(config: RunConfig, folder: RunFolder, outcome: Outcome, group: Group) -
     demand_verdict(validated)
     if config.publish:
         with outcome.stage("publish"):
-            outcome.published = keep("published", publish_run(folder, open_store(config.model_repository)))
-
-
-def publish_run(folder: RunFolder, store: Store, reason: str = "") -> Published:
-    """Publish what a run folder holds; the server's verdict is asked for first where the run has none.
-
-    InputError where the run did not get as far as `assemble`.
-    """
-    gated = Gated.load(folder.record("gated"))
-    demand_gates(gated)
-    assembled = Assembled.load(folder.record("assembled"))
-    data = DataInfo.load(folder.record("data"))
-    if not folder.record("validated").exists():
-        with starting_server(folder) as server:
-            validate(assembled, data.labels, folder, server).save(folder.record("validated"))
-    inputs = ReleaseInputs(
-        config=RunConfig.load(folder.record("config")),
-        code=CodeInfo.load(folder.record("code")),
-        data=data,
-        trained=Trained.load(folder.record("trained")),
-        evaluated=Evaluated.load(folder.record("evaluated")),
-        exported=Exported.load(folder.record("exported")),
-        verified=Verified.load(folder.record("verified")),
-        benchmarked=Benchmarked.load(folder.record("benchmarked")),
-    )
-    validated = Validated.load(folder.record("validated"))
-    return publish(assembled, gated, validated, inputs, folder, store, reason)
-
-
-def demand_gates(gated: Gated) -> None:
-    if not gated.passed:
-        failed = "; ".join(gate.sentence() for gate in gated.failed)
-        raise GateError(f"refused, nothing was published: {failed}")
-
-
-def demand_verdict(validated: Validated) -> None:
-    if not validated.passed:
-        failed = "; ".join(f"{check.name}: {check.detail}" for check in validated.checks if not check.passed)
-        raise VerdictError(f"refused by {validated.server}, nothing was published: {failed}; see triton.log in the run")
+            store = open_store(config.model_repository)
+            outcome.published = keep("published", publish_run(folder, store, signer=signer))
 
 
 def _save_metrics(

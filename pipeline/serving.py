@@ -6,7 +6,8 @@ import shlex
 import socket
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,9 @@ from pipeline.errors import FolderError, InputError, ServerError
 from pipeline.triton import client, container, server
 from pipeline.triton.container import Container
 from pipeline.triton.server import Server, ServerOptions
+from pipeline.triton.signing import Signatories
 from pipeline.triton.store import open_store
+from pipeline.triton.verified_copy import VerifiedCopy, verified_copy
 
 _log = logging.getLogger(__name__)
 
@@ -22,10 +25,17 @@ Engine = Literal["auto", "embedded", "docker"]
 Say = Callable[[str], None]
 
 
-def serve(options: ServerOptions, in_container: Container | None, ready_seconds: float, say: Say) -> None:
+def serve(
+    options: ServerOptions,
+    in_container: Container | None,
+    ready_seconds: float,
+    say: Say,
+    signatories: Signatories | None = None,
+) -> None:
     """Returns only by an exception: a signal's, or ServerError where the server stops by itself.
 
-    The server must be ready within `ready_seconds`: each of its models then answers or was refused.
+    The server must be ready within `ready_seconds`: each of its models then answers or was refused. Where signatories
+    are given, it has only what they have signed.
     """
     repository = str(options.repository)
     if "://" in repository:
@@ -40,24 +50,35 @@ def serve(options: ServerOptions, in_container: Container | None, ready_seconds:
             f"--control explicit lets all who reach {options.host} load what they like: "
             "use --control poll, or --host 127.0.0.1"
         )
-    deadline = time.monotonic() + ready_seconds
-    with _running(options, in_container) as triton:
+    with ExitStack() as held:
+        copy = None
+        if signatories:
+            if options.control == "explicit":
+                raise InputError(
+                    "--control explicit loads what the repository holds, signed or not: leave it out, as with "
+                    "--require-signature bin/serve itself takes up what is published"
+                )
+            copy = held.enter_context(verified_copy(open_store(repository), signatories))
+            copy.update()
+            options = replace(options, repository=copy.root)
+        deadline = time.monotonic() + ready_seconds
+        triton = held.enter_context(_running(options, in_container))
         triton.wait_live(deadline)
         where = f"in {in_container.image}" if in_container else "embedded"
         say(
             f"Triton {triton.version} ({where}) serves {repository}: HTTP {triton.http_url}, gRPC {triton.grpc_url}, "
             f"metrics {triton.metrics_url}"
         )
-        told = _tell({}, triton, say)
+        told = _tell({}, triton, copy, say)
         while "loading" in told.values() and time.monotonic() < deadline:
             time.sleep(0.1)
-            told = _tell(told, triton, say)
+            told = _tell(told, triton, copy, say)
         if not told:
             say("  no models yet: a release by bin/train goes live " + _how(options, triton))
         say(f"try: bin/infer --url {triton.http_url} --model-repository {shlex.quote(repository)}     stop: Ctrl-C")
         while (status := triton.wait(options.poll_seconds)) is None:
             with suppress(ServerError):  # busy, or just ended
-                told = _tell(told, triton, say)
+                told = _tell(told, triton, copy, say)
         raise ServerError(f"Triton stopped by itself (status {status}): {triton.log.tail(1)}")
 
 
@@ -98,9 +119,10 @@ def _how(options: ServerOptions, triton: Server) -> str:
     return f"by bin/zoo promote NAME:VERSION --reload {triton.http_url}"
 
 
-def _tell(told: dict[str, str], triton: Server, say: Say) -> dict[str, str]:
+def _tell(told: dict[str, str], triton: Server, copy: VerifiedCopy | None, say: Say) -> dict[str, str]:
     """Say what is new of each version, `told` before: that it is ready, or by what reason it was refused."""
-    now = _states(triton)
+    refused = copy.update() if copy else {}
+    now = _states(triton) | refused
     for what, state in now.items():
         if state == "loading":
             now[what] = told.get(what, state)  # again: a server that polls tries a bad one each time

@@ -12,7 +12,7 @@ import pytest
 from clients import Clients, Protocol, asking
 from conftest import NAME, assert_nothing_left
 
-from pipeline import release
+from pipeline import publication
 from pipeline.runfolder import RunFolder
 from pipeline.triton import client, history, repository, verification
 from pipeline.triton.file_store import FileStore
@@ -41,7 +41,7 @@ class Service:
         return version
 
     def publish(self, run: Path) -> int:
-        return release.publish_run(RunFolder(run), self.store).version
+        return publication.publish_run(RunFolder(run), self.store).version
 
     def goes_live(self, act: Callable[[], int]) -> float:
         """The seconds until the version that this makes live answers all clients."""
@@ -79,7 +79,7 @@ def serving(run: Path, folder: Path, *, clients: int, campaign: bool) -> Iterato
     root, temporary = folder / "zoo" / "models", folder / "tmp"
     root.parent.mkdir()
     temporary.mkdir()
-    release.publish_run(RunFolder(run), FileStore(root))
+    publication.publish_run(RunFolder(run), FileStore(root))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(temporary))
         patch.setenv("TMPDIR", str(temporary))

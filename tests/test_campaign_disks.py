@@ -17,7 +17,7 @@ from conftest import NAME, Workplace, run_command
 from publishers import DONE, STORAGE_ERROR, count_steps, disturb, fork
 from test_repository import tree
 
-from pipeline import release
+from pipeline import publication
 from pipeline.errors import StorageError, ZooError
 from pipeline.runfolder import RunFolder
 from pipeline.triton import history, repository, switching, verification
@@ -43,7 +43,7 @@ def unmount(at: Path) -> None:
 
 
 def publish(run: Path, root: Path) -> int:
-    return release.publish_run(RunFolder(run), FileStore(root)).version
+    return publication.publish_run(RunFolder(run), FileStore(root)).version
 
 
 def assert_sound(root: Path, live: int) -> None:

@@ -21,7 +21,7 @@ from conftest import NAME, ROOT, Workplace, environment
 from publishers import DONE, count_steps, die, disturb, fork, killed_after
 from service import Service, serving
 
-from pipeline import release
+from pipeline import publication
 from pipeline.runfolder import RunFolder
 from pipeline.triton import repository, switching, verification
 from pipeline.triton.file_store import FileStore
@@ -87,7 +87,7 @@ def test_a_publisher_killed_at_any_step_harms_nobody(
         if action == "rollback":
             switching.rollback(FileStore(root), NAME)
         else:
-            release.publish_run(RunFolder(runs[name]), FileStore(root))
+            publication.publish_run(RunFolder(runs[name]), FileStore(root))
 
     copy = tmp_path / "copy" / "models"
     shutil.copytree(service.root, copy)
@@ -126,7 +126,7 @@ def goes_on(service: Service, name: str, run: Path) -> float:
     assert verification.verify(service.store).problems == ()
     live = repository.live_version(service.store, name)
     begin = time.monotonic()
-    published = release.publish_run(RunFolder(run), service.store)
+    published = publication.publish_run(RunFolder(run), service.store)
     seconds = time.monotonic() - begin
     assert (published.previous, published.live) == (live, True)
     if name == NEW:

@@ -19,7 +19,7 @@ from publishers import killed_after
 from service import SECONDS_WHERE_BUSY, options
 from test_s3 import object_store
 
-from pipeline import release
+from pipeline import publication
 from pipeline.runfolder import RunFolder
 from pipeline.triton import client, repository, switching, verification
 from pipeline.triton.client import ModelState
@@ -34,7 +34,7 @@ def store() -> Iterator[S3Store]:
 
 
 def publish(store: S3Store, run: Path) -> int:
-    published = release.publish_run(RunFolder(run), store)
+    published = publication.publish_run(RunFolder(run), store)
     assert published.live
     return published.version
 

@@ -19,7 +19,7 @@ SURFACE = """
 --checkpoint --save-model --no-save-model --resume --no-resume --tensorboard --dry-run --device --no-cuda --no-mps
 --precision --trainer --num-processes --export-format --export_format --skip-export --skip-visualizations
 --min-test-accuracy --min-per-class-accuracy --max-model-size-mb --max-inference-time-ms --served-format
---model-repository --release-name --no-publish -q --quiet --debug
+--model-repository --release-name --no-publish --sign-key -q --quiet --debug
 """
 
 

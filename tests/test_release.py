@@ -279,6 +279,22 @@ def test_a_refused_candidate_changes_nothing(workplace: Workplace) -> None:
     assert tree(workplace.repository) == before
 
 
+def test_a_verdict_on_another_configuration_is_refused(workplace: Workplace) -> None:
+    """Of a candidate only the config.pbtxt beside the version has no hash."""
+    run = workplace.folder / "run"
+    (run / "records" / "validated.json").unlink()
+    config = run / "candidate" / NAME / "config.pbtxt"
+    content = config.read_text()
+    config.write_text(content.replace("max_batch_size: 128", "max_batch_size: 64"))
+    before = tree(workplace.repository)
+    done = run_command("zoo", "publish", "--run", "run", cwd=workplace.folder)
+    assert done.returncode == 2
+    assert f"{config.relative_to(workplace.folder)} is not that of version" in done.stderr
+    assert tree(workplace.repository) == before
+    config.write_text(content)
+    assert run_command("zoo", "publish", "--run", "run", cwd=workplace.folder).returncode == 0
+
+
 def test_torchscript_is_served_under_another_name(workplace: Workplace) -> None:
     done = train_again(
         workplace, "--served-format", "torchscript", "--release-name", "digits-script", "--skip-visualizations"

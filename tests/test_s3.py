@@ -33,8 +33,8 @@ from test_triton_server import MATRIX, add_version, expected, images, onnx_model
 
 from pipeline.errors import ConflictError, InputError, ServerError, SignatureError, StorageError
 from pipeline.inference import infer_test_images
+from pipeline.publication import publish_run
 from pipeline.records import Published
-from pipeline.release import publish_run
 from pipeline.runfolder import RunFolder
 from pipeline.triton import bucket, client, history, publishing, repository, s3, switching, transfer, verification
 from pipeline.triton.file_store import FileStore

@@ -181,17 +181,22 @@ BAD: dict[str, tuple[ModelFile | None, tuple[str, ...]]] = {
 
 @pytest.fixture(scope="module")
 def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Good and bad models in one repository, under one server."""
-    repository = tmp_path_factory.mktemp("triton") / "models; of $HOME 'and' more"
+    """Good and bad models in one repository, under one server; in folders whose paths no shell takes as one word."""
+    folder = tmp_path_factory.mktemp("triton")
+    repository, temporary = (folder / f"{name}; of $HOME 'and' more" for name in ("models", "temporary"))
+    temporary.mkdir()
     add_version(repository / "by-onnxruntime", 3, "onnxruntime", onnx_model())
     add_version(repository / "by-pytorch", 3, "pytorch", Tiny(MATRIX))
     for name, (file, _) in BAD.items():
         add_version(repository / name, 3, "pytorch" if name.startswith("torch") else "onnxruntime", file, instances=1)
     for model in repository.iterdir():
         point_at(model, 3)
-    with running(options(repository, "explicit", *GOOD, *BAD)) as started:
-        started.wait_live(time.monotonic() + 120)
-        yield started
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(temporary))
+        with running(options(repository, "explicit", *GOOD, *BAD)) as started:
+            started.wait_live(time.monotonic() + 120)
+            yield started
+    assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.parametrize("rows", [1, 3, 128])

@@ -188,6 +188,25 @@ def test_prune_keeps_the_newest_and_what_is_needed(store: FileStore, root: Path,
     assert problems(store) == []
 
 
+class Counting(FileStore):
+    """Counts how often its history is read."""
+
+    reads = 0
+
+    def events(self) -> list[Event]:
+        self.reads += 1
+        return super().events()
+
+
+def test_prune_reads_the_history_of_many_names_as_often_as_of_one(root: Path, candidate: Candidate) -> None:
+    for name in ("a", "b", "c"):
+        candidate.publish(root, name)
+    one, all_names = Counting(root), Counting(root)
+    switching.prune(one, "a", 1)
+    switching.prune(all_names, None, 1)
+    assert 0 < all_names.reads == one.reads
+
+
 # Other repositories and tar files
 
 
@@ -383,6 +402,17 @@ def test_verify_names_what_is_wrong(store: FileStore, root: Path, damage: str) -
     assert tree(root) == before
 
 
+def test_a_damaged_config_hides_no_other_problem(store: FileStore, root: Path) -> None:
+    """Not even that nobody can tell how a publisher ended."""
+    store.append(history.intent("publish", NAME, 4, 3, "0" * 64))
+    (root / NAME / "1" / "labels.txt").write_text("other\n")
+    damage_config(root)
+    found = "\n".join(problems(store))
+    for said in ("publish is open in the history", "not a Triton model config", r"1/labels\.txt is not as it"):
+        assert re.search(said, found)
+    assert verification.verify(store, NAME, 2).problems == ()
+
+
 def test_versions_read_without_protobuf_are_those_that_it_reads(store: FileStore, root: Path) -> None:
     path = root / NAME / "config.pbtxt"
     by_hand = path.read_text(encoding="utf-8").replace("version_policy {\n  specific {", "version_policy { specific {")
@@ -574,6 +604,18 @@ def test_every_command(released: Workplace, tmp_path: Path) -> None:
     wrong = zoo("verify", RELEASED, "--model-repository", "second", cwd=tmp_path, status=2)
     assert f"error: second has a problem: {RELEASED}: second/{RELEASED}/1/labels.txt is not as it was" in wrong
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_judged_run_is_published_without_torch(
+    released: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its import takes seconds."""
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
+    done = run_command("zoo", "publish", "--run", str(released.run), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "pipeline.publication" in imported
+    assert "torch" not in imported
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
 """`bin/serve`."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 import cloup
 
 from pipeline import options
-from pipeline.commands import CONTEXT, with_console
+from pipeline.commands import CONTEXT, declares, with_console
+from pipeline.errors import InputError
 
 
 @cloup.command("serve", context_settings=CONTEXT)
@@ -35,6 +36,12 @@ from pipeline.commands import CONTEXT, with_console
     show_default=True,
     help="Give up where it is not ready by then",
 )
+@cloup.option(
+    "--require-signature",
+    is_flag=True,
+    help="Serve only what is signed by --key or --identity; the rest is refused by name",
+)
+@declares(options.SIGNATORIES)
 @cloup.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on")
 @cloup.option("--http-port", type=options.PORT, default=8000, show_default=True, help="0: a free one")
 @cloup.option("--grpc-port", type=options.PORT, default=8001, show_default=True, help="0: a free one")
@@ -65,12 +72,18 @@ def command(
     memory: str | None,
     cpus: float | None,
     log_file: str | None,
+    require_signature: bool,
+    **whom: Any,
 ) -> None:
     """Serve the model repository; a version published meanwhile is live within seconds."""
     from pipeline import serving, settings
+    from pipeline.triton import signing
     from pipeline.triton.container import IMAGE
     from pipeline.triton.server import ServerOptions
 
+    signatories = signing.signatories(**whom)
+    if require_signature != (signatories is not None):
+        raise InputError("--require-signature and --key FILE (or --identity) belong together: give both or neither")
     serving.serve(
         ServerOptions(
             repository=settings.model_repository(model_repository),
@@ -88,4 +101,5 @@ def command(
         serving.choose(engine, image or IMAGE, memory, cpus),
         ready_seconds,
         say=(lambda text: None) if quiet else (lambda text: print(text, flush=True)),
+        signatories=signatories,
     )

@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +16,7 @@ from pipeline.errors import DataUnavailableError, InputError
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
+    from pipeline.triton.signing import Signer
 
 _log = logging.getLogger(__name__)
 
@@ -84,11 +86,12 @@ def _release(config: "RunConfig", flags: dict[str, Any], started: time.struct_ti
     if processes.rank > 0:
         quiet = True
         console.set_up(quiet=quiet)
+    signer = _signer(config, flags["sign_key"])
     report.begin(config)
     outcome = release.Outcome(config)
     try:
         try:
-            release.run(config, outcome, processes)
+            release.run(config, outcome, processes, signer)
         except DataUnavailableError as error:
             if flags["dataset_id"]:
                 raise
@@ -96,10 +99,21 @@ def _release(config: "RunConfig", flags: dict[str, Any], started: time.struct_ti
             config = _configure(flags, "digits_v1", fallback=True, started=started)
             report.begin(config)
             outcome = release.Outcome(config)
-            release.run(config, outcome, processes)
+            release.run(config, outcome, processes, signer)
     finally:
         outcome.seconds["total"] = time.perf_counter() - clock
         text = report.end(outcome)
         _log.debug("%s", text)
         if not quiet:
             print(text)
+
+
+def _signer(config: "RunConfig", key: Path | None) -> "Signer | None":
+    """Made before all work, so that a key that cannot be used is said at once."""
+    if key is None:
+        return None
+    if not config.publish:
+        raise InputError("--sign-key signs what is published: leave it out here, and give it to bin/zoo publish --run")
+    from pipeline.triton.signing import Signer
+
+    return Signer(key)

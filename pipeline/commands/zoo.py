@@ -92,33 +92,41 @@ def _show(store: "Store", named: options.Named) -> "NameDetails | VersionDetails
 
 @command.command("verify", context_settings=CONTEXT)
 @cloup.argument("named", metavar="[NAME[:V]]", type=options.NAMED, required=False)
+@declares(options.SIGNATORIES)
 @partial(_answers, then=_demand_sound)
-def _verify(store: "Store", named: options.Named | None) -> "Verification":
-    """Hash every file, and hold configs and history against each other. Status 2 where something is wrong."""
-    from pipeline.triton import verification
+def _verify(store: "Store", named: options.Named | None, **whom: Any) -> "Verification":
+    """Hash every file, and hold configs and history against each other. Status 2 where something is wrong.
 
-    return verification.verify(store, *named or (None, None))
+    With --key or --identity, each version must be signed so, too.
+    """
+    from pipeline.triton import signing, verification
+
+    name, version = named or (None, None)
+    return verification.verify(store, name, version, signing.signatories(**whom))
 
 
 @command.command("publish", context_settings=CONTEXT)
 @cloup.option("--run", "run_folder", required=True, metavar="DIR", help="The folder of a run that was judged")
+@options.sign_key
 @_reload
 @_reason
 @_answers
-def _publish(store: "Store", run_folder: str, urls: tuple[str, ...], reason: str) -> "Published":
+def _publish(store: "Store", run_folder: str, sign_key: Path | None, urls: tuple[str, ...], reason: str) -> "Published":
     """Publish a run that was judged and validated before; it is validated now where it was not."""
-    from pipeline import release
+    from pipeline.publication import publish_run
     from pipeline.runfolder import RunFolder
     from pipeline.triton import reload, switching
+    from pipeline.triton.signing import Signer
 
     folder = RunFolder(Path(run_folder))
     if not folder.root.is_dir():
         raise InputError(f"{run_folder} is not a folder: give --run the output folder of a bin/train run")
+    signer = Signer(sign_key) if sign_key else None
     with folder.open():
         published = reload.switch(
             store,
             urls,
-            change=lambda: release.publish_run(folder, store, reason),
+            change=lambda: publish_run(folder, store, reason, signer),
             back=lambda published: switching.rollback(store, published.name, reason=_UNPROVEN),
         )
         published.save(folder.record("published"))

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -19,7 +20,9 @@ def export(served: nn.Module, example: Tensor, path: Path) -> dict[str, str | in
         warnings.filterwarnings("ignore", message=r".*torch\.jit")
         # Its own check of the trace takes a second, and asks less than `verify` does of the file.
         traced = torch.jit.trace(served, example, check_trace=False)
-        torch.jit.save(traced, path)
+        saved = BytesIO()
+        torch.jit.save(traced, saved)
+    path.write_bytes(_without_source_paths(saved))
     return {"torch": str(torch.__version__)}
 
 
@@ -34,3 +37,17 @@ def open(path: Path, build: Callable[[], nn.Module]) -> Runner:
         return probabilities
 
     return run
+
+
+def _without_source_paths(saved: BytesIO) -> bytes:
+    """The same archive without what names the lines of source that were traced, by the paths of this checkout."""
+    saved.seek(0)
+    reader, target = torch._C.PyTorchFileReader(saved), BytesIO()
+    writer = torch._C.PyTorchFileWriter(target)
+    for name in reader.get_all_records():
+        # The writer adds the last two itself.
+        if not name.endswith((".debug_pkl", "version", ".data/serialization_id")):
+            content = reader.get_record(name)
+            writer.write_record(name, content, len(content))
+    writer.write_end_of_file()
+    return target.getvalue()

@@ -1,5 +1,6 @@
 """Publish a candidate that both the gates and the server have passed."""
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from pipeline.records import (
 )
 from pipeline.runfolder import RunFolder
 from pipeline.triton import publishing, repository
+from pipeline.triton.signing import Signer
 from pipeline.triton.store import Store
 
 
@@ -46,8 +48,9 @@ def publish(
     folder: RunFolder,
     store: Store,
     reason: str = "",
+    signer: Signer | None = None,
 ) -> Published:
-    """A new version in the repository, live. Refused verdicts change nothing there.
+    """A new version in the repository, live, and signed where a signer is given. Refused verdicts change nothing there.
 
     GateError or VerdictError names what failed; InputError names a file that is not the one that was
     validated; SignatureError where the name is live with other inputs, outputs or labels.
@@ -62,15 +65,15 @@ def publish(
     _demand_same_files(source, assembled, validated)
     release = repository.Release(
         name=assembled.name,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=_now().isoformat(timespec="seconds"),
         gated=gated,
         validated=validated,
         hashes=assembled.hashes,
         # The long series are in metrics.json.
-        **{**inputs._asdict(), "trained": _without_series(inputs.trained)},
+        **{**inputs._asdict(), "config": _without_places(inputs.config), "trained": _without_series(inputs.trained)},
     )
     content = release.model_dump_json(indent=2).encode() + b"\n"
-    return publishing.publish_version(store, assembled.name, source, content, reason)
+    return publishing.publish_version(store, assembled.name, source, content, reason, signer)
 
 
 def _demand_same_files(source: Path, assembled: Assembled, validated: Validated) -> None:
@@ -78,6 +81,22 @@ def _demand_same_files(source: Path, assembled: Assembled, validated: Validated)
     for path in sorted(found.keys() | assembled.hashes.keys() | validated.hashes.keys()):
         if not found.get(path) == assembled.hashes.get(path) == validated.hashes.get(path):
             raise InputError(f"{source / path} is not the file that was validated: run bin/train on this folder again")
+
+
+def _now() -> datetime:
+    """Or what SOURCE_DATE_EPOCH says, for who builds the same bytes again: https://reproducible-builds.org/specs/."""
+    given = os.environ.get("SOURCE_DATE_EPOCH")
+    if not given:
+        return datetime.now(UTC)
+    try:
+        return datetime.fromtimestamp(int(given), UTC)
+    except (ValueError, OverflowError, OSError):
+        raise InputError(f"SOURCE_DATE_EPOCH={given!r}: expected seconds since 1970, as 1700000000") from None
+
+
+def _without_places(config: RunConfig) -> RunConfig:
+    """A release is the same wherever its run lay, and does not tell its maker's folders."""
+    return config.model_copy(update={"data_dir": Path(), "output_dir": Path(), "model_repository": ""})
 
 
 def _without_series(trained: Trained) -> Trained:

@@ -4,11 +4,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pipeline.errors import ServerError
+from pipeline.errors import InputError, ServerError
 from pipeline.records import Assembled, Check, Validated
 from pipeline.runfolder import RunFolder
 from pipeline.specs import MAX_BATCH_SIZE
-from pipeline.triton import client, golden
+from pipeline.triton import client, golden, model_config, repository
 from pipeline.triton.server import Server, ServerOptions, running, unavailable
 
 _BATCH_SIZES = (1, 3, MAX_BATCH_SIZE)
@@ -38,12 +38,16 @@ def starting_server(folder: RunFolder) -> Iterator[Server | None]:
 
 
 def validate(assembled: Assembled, labels: tuple[str, ...], folder: RunFolder, server: Server | None) -> Validated:
-    """The verdict is a record, also a bad one. ServerError where no server can be had."""
+    """The verdict is a record, also a bad one. ServerError where no server can be had.
+
+    InputError where the config.pbtxt that the server is to read is not that of the version.
+    """
     if server is None:
         raise ServerError(
             f"not validated and so not published: {unavailable()}; on a host that can, run "
             f"bin/zoo publish --run {folder.root}"
         )
+    _demand_own_config(assembled, folder)
     server.wait_live(time.monotonic() + _SECONDS_TO_LIVE)
     started = time.monotonic()
     loaded = golden.check_load(server.http_url, assembled.name, assembled.version)
@@ -58,6 +62,19 @@ def validate(assembled: Assembled, labels: tuple[str, ...], folder: RunFolder, s
         log_tail=() if all(check.passed for check in checks) else tuple(server.log.tail(20).splitlines()),
         hashes=assembled.hashes,
     )
+
+
+def _demand_own_config(assembled: Assembled, folder: RunFolder) -> None:
+    """The one file of a candidate without a hash: a verdict on another one says nothing of what is published."""
+    model = folder.root / assembled.root / assembled.name
+    own = model_config.read(model / str(assembled.version) / repository.CONFIG)
+    live = model / repository.CONFIG
+    expected = repository.pointing_config(own, assembled.version)
+    if not live.is_file() or live.read_bytes() != expected.encode():
+        raise InputError(
+            f"{live} is not that of version {assembled.version} beside it, so nothing was validated: "
+            "run bin/train on this folder again"
+        )
 
 
 def _answer_checks(

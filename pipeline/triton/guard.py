@@ -36,6 +36,10 @@ OWN_ENVIRONMENTS = b".////python_env_"
 # The backends lock this file, whose path they find under this name, while requests run. Triton itself does not
 # say when none runs any more, and then takes 1.4 s to end each stub, and up to five for clients that stay connected.
 BUSY_FILE = "ZOO_TRITON_BUSY_FILE"
+# As the server sees its folder from where it runs: the Python backend starts a stub by a line for a shell, in which it
+# quotes neither the folder's path nor that of the repository, and a shell may not take them as one word.
+OWN_FOLDER = ".."
+
 # For requests that come or wait between Triton and a backend, and for answers on their way to their clients.
 QUIET_SECONDS = 0.5
 
@@ -104,16 +108,13 @@ def fill_backend_folder(folder: Path, python_backend: Path, stub: Path, backends
 
 
 def with_plain_path(argument: str, folder: Path) -> str:
-    """The same argument, its repository under the path of a link where a shell would not take its own as one word.
-
-    The Python backend starts a stub by a line for a shell, and quotes nothing in it.
-    """
+    """The same argument, its repository under the path of a link where a shell would not take its own as one word."""
     flag, equals, path = argument.partition("=")
     if flag != "--model-repository" or shlex.quote(path) == path:
         return argument
-    link = folder / "models"
-    link.symlink_to(path)
-    return f"{flag}{equals}{link}"
+    link = "models"
+    (folder / link).symlink_to(path)
+    return f"{flag}{equals}{OWN_FOLDER}/{link}"
 
 
 def start(command: list[str], folder: Path) -> Server:
@@ -132,7 +133,7 @@ def start(command: list[str], folder: Path) -> Server:
 
     return subprocess.Popen(
         command,
-        cwd=folder / "python",  # what the library's relative path and the stub's imports begin from
+        cwd=folder / "python",  # what relative paths, the library's too, and the stub's imports begin from
         env={**os.environ, BUSY_FILE: str(busy_file(folder))},
         process_group=0,
         preexec_fn=die_with_guard,
@@ -211,7 +212,7 @@ def main(temporary: str, python_backend: str, stub: str, backends: str, drain_se
         server = start(
             [
                 *(with_plain_path(argument, folder) for argument in command),
-                f"--backend-directory={folder}",
+                f"--backend-directory={OWN_FOLDER}",
                 f"--backend-config=python,shm-region-prefix-name={folder.name}",
             ],
             folder,
@@ -222,6 +223,7 @@ def main(temporary: str, python_backend: str, stub: str, backends: str, drain_se
         return kill(server)
     finally:
         remove(folder)
+        remove_stale(Path(temporary))  # what the program has kept in such a folder, if it was killed
 
 
 if __name__ == "__main__":

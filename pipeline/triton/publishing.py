@@ -14,6 +14,7 @@ from pipeline.errors import ConflictError, InputError
 from pipeline.records import Published
 from pipeline.triton import history, journal, model_config, repository, storage
 from pipeline.triton.history import Event
+from pipeline.triton.signing import Signer
 from pipeline.triton.store import Store
 
 if TYPE_CHECKING:
@@ -30,12 +31,16 @@ class Arrival(NamedTuple):
     reason: str = ""
 
 
-def publish_version(store: Store, name: str, source: Path, release_json: bytes, reason: str = "") -> Published:
-    """Copy a complete version in and make it live; what `bring_in` says holds."""
+def publish_version(
+    store: Store, name: str, source: Path, release_json: bytes, reason: str = "", signer: Signer | None = None
+) -> Published:
+    """Copy a complete version in, sign it and make it live; what `bring_in` says holds."""
 
     def fill(folder: Path) -> None:
         storage.copy(source, folder)
         (folder / repository.RELEASE).write_bytes(release_json)
+        if signer:
+            signer.sign(folder, name)
 
     return bring_in(store, Arrival("publish", name, fill, reason=reason))
 

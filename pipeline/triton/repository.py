@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.pbtxt"
 RELEASE = "release.json"
+SIGNATURE = "model.sig"
 LABELS = model_config.LABELS_FILE
 # The names that Triton's backends look for.
 MODEL_FILES: dict[Format, str] = {"onnx": "model.onnx", "torchscript": "model.pt", "pytorch": "model.pth"}
@@ -47,7 +48,8 @@ MODEL_FILES: dict[Format, str] = {"onnx": "model.onnx", "torchscript": "model.pt
 class Release(Record):
     """A version's release.json: where it comes from, what was measured and by whom it was proven.
 
-    `hashes` are SHA-256 of every other file of the version, by path. The version's number is not in it.
+    `hashes` are SHA-256 of every other file of the version, by path, but for the signature, which covers release.json
+    as well. The version's number is not in it.
     """
 
     name: str
@@ -207,7 +209,7 @@ def verify_version(store: Store, name: str, version: int, events: list[Event] | 
 def demand_as_released(found: dict[str, str], manifest: bytes, where: str) -> None:
     """InputError names the first file below `where` whose hash is not the one in the release.json `manifest`."""
     expected = _Manifest.parse(manifest, f"{where}/{RELEASE}").hashes
-    for path in sorted(expected.keys() | (found.keys() - {RELEASE})):
+    for path in sorted(expected.keys() | (found.keys() - {RELEASE, SIGNATURE})):
         if expected.get(path) != found.get(path):
             raise InputError(_not_as_released(f"{where}/{path}"))
 
@@ -242,7 +244,7 @@ def demand_signature(store: Store, name: str, config: "ModelConfig", labels: tup
     content = live_config(store, name)
     if content is None:
         return
-    advice = "clients of the one cannot ask the other; give another --release-name"
+    advice = "clients of the one cannot ask the other; train it under another --release-name"
     is_live = f"{name} is live in {store.location} with"
     current = model_config.parse(content, f"{store.location}/{name}/{CONFIG}")
     tensors = model_config.signature(current), model_config.signature(config)

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from pipeline.errors import FolderError, StorageError
 
 _LOCK_SECONDS = 60
+_AGAIN = "run the bin/zoo command again, or after bin/train bin/zoo publish --run"
 # The last two: a file lies where the repository's folder should be.
 _NOT_A_WRITABLE_FOLDER = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 # The root is a mount of its own; or a model's folder has lost its config and still holds versions.
@@ -32,8 +33,7 @@ def errors(root: Path) -> Iterator[None]:
                 "change its rights or name another --model-repository"
             ) from error
         raise StorageError(
-            f"{reason}, while writing {root}; nothing went live: free or mend the disk, then run "
-            "bin/zoo publish or rollback again"
+            f"{reason}, while writing {root}; nothing went live: free or mend the disk, then {_AGAIN}"
         ) from error
 
 
@@ -46,7 +46,7 @@ def locked(root: Path) -> Iterator[None]:
     except Timeout:
         raise StorageError(
             f"another publisher has held {root}/.lock for {_LOCK_SECONDS} s; nothing went live: "
-            "wait for it or end it, then run bin/zoo publish or rollback again"
+            f"wait for it or end it, then {_AGAIN}"
         ) from None
 
 

@@ -35,12 +35,17 @@ def copy(source: Store, target: Store, name: str, version: int | None, *, trust:
     where = f"{source.location}/{name}/{version}"
 
     def fill(folder: Path) -> None:
-        for path, content in repository.verified_files(source, name, version):
-            _write(folder, path, BytesIO(content))
-        _check(folder, name, where, trust=trust)
+        download(source, name, version, folder, trust=trust)
 
     release_json = repository.read(source, name, version, repository.RELEASE)
     return _installed(target, Arrival("install", name, fill, origin=where, reason=reason), release_json)
+
+
+def download(source: Store, name: str, version: int, folder: Path, *, trust: bool) -> None:
+    """Write a version into a local folder; errors as of `copy`."""
+    for path, content in repository.verified_files(source, name, version):
+        _write(folder, path, BytesIO(content))
+    _check(folder, name, f"{source.location}/{name}/{version}", trust=trust)
 
 
 class Exported(Record):

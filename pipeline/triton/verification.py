@@ -6,6 +6,7 @@ from pipeline.errors import InputError
 from pipeline.records import Record
 from pipeline.triton import history, journal, model_config, repository
 from pipeline.triton.history import Event
+from pipeline.triton.signing import Signatories
 from pipeline.triton.store import Store
 
 
@@ -25,8 +26,12 @@ class Verification(Record):
     problems: tuple[Problem, ...]
 
 
-def verify(store: Store, name: str | None = None, version: int | None = None) -> Verification:
+def verify(
+    store: Store, name: str | None = None, version: int | None = None, signatories: Signatories | None = None
+) -> Verification:
     """All names, or one name, or one version of it. InputError where there is no such name or version.
+
+    Where signatories are given, a version that they have not signed is a problem, too.
 
     What a killed publisher has left is no problem: the next one finishes or removes it.
     """
@@ -35,14 +40,21 @@ def verify(store: Store, name: str | None = None, version: int | None = None) ->
         raise repository.unknown_name(store, name)
     if name is not None and version is not None:
         repository.demand_version(store, name, version)
-    events = journal.settled(store)
-    # Versions of killed publishers, which the next one will remove.
-    unfinished = {
-        (event.name, event.version)
-        for event in (journal.outcome(store, intent) for intent in history.open_intents(store.events()))
-        if journal.leaves_a_rest(event)
-    }
+    events = store.events()
     problems: list[Problem] = []
+    # Versions of killed publishers, which the next one will remove.
+    unfinished = set()
+    for intent in history.open_intents(events):
+        try:
+            ended = journal.outcome(store, intent)
+        except InputError:  # of config.pbtxt, of which more is said below
+            if name in (None, intent.name) and version in (None, intent.version):
+                text = f"{intent.action} is open in the history, and config.pbtxt, which tells how it ended, is damaged"
+                problems.append(Problem(name=intent.name, version=intent.version, problem=text))
+            continue
+        events.append(ended)
+        if journal.leaves_a_rest(ended):
+            unfinished.add((ended.name, ended.version))
     count = 0
     for one in names if name is None else [name]:
         at_hand = repository.versions(store, one)
@@ -50,7 +62,8 @@ def verify(store: Store, name: str | None = None, version: int | None = None) ->
         numbers = known if version is None else [version]
         count += len(numbers)
         problems += [
-            Problem(name=one, version=number, problem=text) for number, text in _altered(store, one, numbers, events)
+            Problem(name=one, version=number, problem=text)
+            for number, text in _altered(store, one, numbers, events, signatories)
         ]
         if version is None:
             texts = (
@@ -62,10 +75,15 @@ def verify(store: Store, name: str | None = None, version: int | None = None) ->
     return Verification(repository=store.location, versions=count, problems=tuple(problems))
 
 
-def _altered(store: Store, name: str, versions: list[int], events: list[Event]) -> Iterator[tuple[int, str]]:
+def _altered(
+    store: Store, name: str, versions: list[int], events: list[Event], signatories: Signatories | None
+) -> Iterator[tuple[int, str]]:
     for version in versions:
         try:
-            repository.verify_version(store, name, version, events)
+            if signatories:
+                signatories.demand_signed(store, name, version, events)
+            else:
+                repository.verify_version(store, name, version, events)
         except InputError as error:
             yield version, str(error)
 

@@ -1,0 +1,105 @@
+"""The same commit, seed and machine make the same release in another folder, but for what a clock has measured."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import NAME, ROOT, run_command
+from test_signing import signatories, write_key
+
+from pipeline.publication import publish_run
+from pipeline.runfolder import RunFolder
+from pipeline.triton import transfer
+from pipeline.triton.file_store import FileStore
+
+# Seconds since 1970 of 2023-11-14 22:13:20 UTC.
+EPOCH = "1700000000"
+MEASURED = {"seconds", "seconds_to_load", "p50_ms", "p95_ms", "p99_ms", "throughput"}
+# They have such figures in them; a signature has a random number.
+DIFFERENT = {"metrics.json", "model_card/digits_model_card.md", "release.json", "model.sig"}
+
+
+@pytest.fixture(scope="module")
+def checkouts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
+    """Two copies of the code, each with a run, and its release in a repository."""
+    top = tmp_path_factory.mktemp("checkouts")
+    private, _ = write_key(top, "release")
+    folders = [top / "one", top / "another" / "one"]
+
+    def release(folder: Path) -> subprocess.CompletedProcess[str]:
+        shutil.copytree(ROOT / "pipeline", folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+        # Which precision is the fastest would be measured.
+        flags = (
+            "--dataset-id digits_v1 --max-steps 10 --precision fp32 --min-test-accuracy 0 --min-per-class-accuracy 0"
+        )
+        return run_command("train", *flags.split(), "--output-dir", "run", "--sign-key", str(private), cwd=folder)
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor() as pool:
+        patch.setenv("SOURCE_DATE_EPOCH", EPOCH)
+        for done in pool.map(release, folders):
+            assert done.returncode == 0, done.stderr
+        yield folders
+
+
+def version(checkout: Path) -> dict[str, bytes]:
+    folder = checkout / "model_repository" / NAME / "1"
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_two_runs_differ_only_in_measured_times(checkouts: list[Path]) -> None:
+    one, other = map(version, checkouts)
+    assert {"model.onnx", "model.pt", "model.pth", "golden.npz", "model_card/plots/training_loss.png"} < one.keys()
+    assert one.keys() == other.keys()
+    assert {path for path in one if one[path] != other[path]} <= DIFFERENT
+    assert without_times(json.loads(one["metrics.json"])) == without_times(json.loads(other["metrics.json"]))
+    release, again = (without_times(json.loads(files["release.json"])) for files in (one, other))
+    assert release == again
+    assert release["created"] == "2023-11-14T22:13:20+00:00"
+    card, cards = "model_card/digits_model_card.md", (one, other)
+    for line, same in zip(*(files[card].decode().splitlines() for files in cards), strict=True):
+        has_times = r"\d+ epochs?, .* s on |\| (pytorch|onnx|torchscript) .*\| \d|\| inference time "
+        assert line == same or re.match(has_times, line), line
+    for checkout, files in zip(checkouts, (one, other), strict=True):
+        assert [path for path, content in files.items() if str(checkout).encode() in content] == []
+
+
+def without_times(value: Any) -> Any:
+    if isinstance(value, list):
+        return [without_times(entry) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    dropped = MEASURED | DIFFERENT | ({"measured"} if value.get("unit") == "ms" else set())
+    return {key: without_times(entry) for key, entry in value.items() if key not in dropped}
+
+
+def test_one_run_makes_the_same_tar_file_wherever_it_is_released(
+    checkouts: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = checkouts[0] / "run"
+    moved = shutil.copytree(run, tmp_path / "moved" / "run")
+    for number, folder in enumerate((run, moved)):
+        store = FileStore(tmp_path / f"models-{number}")
+        publish_run(RunFolder(folder), store)
+        transfer.export(store, NAME, 1, tmp_path / f"{number}.tar")
+    assert (tmp_path / "0.tar").read_bytes() == (tmp_path / "1.tar").read_bytes()
+
+    monkeypatch.delenv("SOURCE_DATE_EPOCH")
+    store = FileStore(tmp_path / "models-1")
+    publish_run(RunFolder(moved), store)
+    dated, undated = (json.loads(store.read(f"{NAME}/{number}/release.json")) for number in (1, 2))
+    assert dated.pop("created") != undated.pop("created")
+    assert dated == undated
+
+
+def test_bin_train_signs_what_it_publishes(checkouts: list[Path]) -> None:
+    for checkout in checkouts:
+        store = FileStore(checkout / "model_repository")
+        signatories(checkouts[0].parent / "release.pub").demand_signed(store, NAME, 1)
+        # The key's place is nobody's business.
+        assert b"release.key" not in store.read(f"{NAME}/1/release.json")
