@@ -115,7 +115,8 @@ class RunConfig(Record):
     """What one `bin/train` was asked to do.
 
     `model_repository` is a folder, or where else one lies; `devices` are those that may be used, best first;
-    `num_processes` those that train on this host. `sources` names for each value where it came from.
+    `num_processes` those that train on this host; `checkpoint` is None where it lies in the run's folder. `sources`
+    names for each value where it came from.
     """
 
     train: TrainConfig
@@ -138,6 +139,7 @@ class RunConfig(Record):
     resume: bool
     dataset_fallback: bool
     num_processes: int = 1
+    checkpoint: Path | None = None
     tensorboard: bool = False
     validate_with: Engine = "embedded"
     sources: dict[str, Source]

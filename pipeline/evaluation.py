@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -23,18 +23,20 @@ def evaluate(
     *,
     target: Named | None,
     run: Path | None,
+    checkpoint: Path | None,
     url: str | None,
     dataset_id: str | None,
     data_dir: Path,
     seed: int | None,
 ) -> EvalResults:
-    """Of a run's folder, of a server's model, or of a released version where neither is given.
+    """Of a run's folder, of a checkpoint, of a server's model, or of a released version where none is given.
 
     `target` is None for what was published last in `store`. Data set and seed are those of the training
     where none is given. InputError where something named is not there or does not fit; ServerError where the server
     fails.
     """
-    with _predictor(store, target, run, url) as predictor:
+    file = predictors.of_checkpoint(checkpoint, data_dir) if checkpoint else predictors.of_run(run) if run else None
+    with nullcontext(file) if file else _predictor(store, target, url) as predictor:
         origin = predictor.origin or predictors.local_origin(store, predictor.name, predictor.version)
         if origin:
             dataset_id = dataset_id or origin.config.dataset_id
@@ -69,10 +71,7 @@ def table(results: EvalResults) -> str:
 
 
 @contextmanager
-def _predictor(store: Store, target: Named | None, run: Path | None, url: str | None) -> Iterator[Predictor]:
-    if run:
-        yield predictors.of_run(run)
-        return
+def _predictor(store: Store, target: Named | None, url: str | None) -> Iterator[Predictor]:
     name, version = target or Named(repository.newest(store), None)
     if url:
         with predictors.of_server(url, name, version) as predictor:

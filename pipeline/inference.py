@@ -1,6 +1,7 @@
 """Classify pictures by a running server or by the released file, and draw what was asked."""
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline import predictors
+from pipeline.config import TrainConfig
 from pipeline.errors import DataError, FolderError, ServerError
 from pipeline.pictures import pixels
 from pipeline.predictors import Origin, Predictor
@@ -22,6 +24,7 @@ _log = logging.getLogger(__name__)
 
 _SCALE = 8  # a 28x28 image is hard to see
 _MIDDLE = 127.5  # between black and white
+_PICTURE = re.compile(r"predicted_\d+_\d+\.png")
 
 
 def infer_test_images(
@@ -34,11 +37,14 @@ def infer_test_images(
     name = name or repository.newest(store)
     origin = predictors.origin(store, name, repository.find(store, name))
     with _predictor(store, name, url) as predictor:
-        # With the seed of the released run: by it an image folder's test images were set apart.
-        test = predictors.load_test_set(predictor, origin.config.dataset_id, data_dir, origin.config.seed)
-        chosen = np.random.default_rng(seed).choice(len(test.split), size=min(count, len(test.split)), replace=False)
-        right = [test.labels[label] for label in test.split.labels[chosen]]
-        return "\n".join(_answers(predictor, test.split.images(chosen), chosen.tolist(), results, "true", right))
+        return _infer_test_images(predictor, origin.config, data_dir, results, count, seed)
+
+
+def infer_by_checkpoint(checkpoint: Path, data_dir: Path, results: Path, *, count: int, seed: int | None) -> str:
+    """The same of the network in a checkpoint of a training, as `predictors.of_checkpoint` has it."""
+    predictor = predictors.of_checkpoint(checkpoint, data_dir)
+    assert predictor.origin is not None
+    return _infer_test_images(predictor, predictor.origin.config, data_dir, results, count, seed)
 
 
 def infer_files(store: Store, files: Sequence[Path], results: Path, *, name: str | None, url: str, invert: bool) -> str:
@@ -55,6 +61,16 @@ def infer_files(store: Store, files: Sequence[Path], results: Path, *, name: str
         return "\n".join(
             [*lines, *_notes(files, images, predictor.origin or predictors.local_origin(store, name, None))]
         )
+
+
+def _infer_test_images(
+    predictor: Predictor, config: TrainConfig, data_dir: Path, results: Path, count: int, seed: int | None
+) -> str:
+    # With the seed of the training: by it an image folder's test images were set apart.
+    test = predictors.load_test_set(predictor, config.dataset_id, data_dir, config.seed)
+    chosen = np.random.default_rng(seed).choice(len(test.split), size=min(count, len(test.split)), replace=False)
+    right = [test.labels[label] for label in test.split.labels[chosen]]
+    return "\n".join(_answers(predictor, test.split.images(chosen), chosen.tolist(), results, "true", right))
 
 
 @contextmanager
@@ -75,13 +91,19 @@ def _predictor(store: Store, name: str, url: str) -> Iterator[Predictor]:
 def _answers(
     predictor: Predictor, images: Images, indices: Sequence[int], results: Path, heading: str, column: Sequence[str]
 ) -> list[str]:
-    """A line for each image, with its value of a further column, under two lines of heading; draws each."""
+    """A line for each image, with its value of a further column, under two lines of heading; draws each.
+
+    The pictures take the place of those that an earlier call has left.
+    """
     labels = predictor.labels or tuple(map(str, range(predictor.classes)))
+    version = "" if predictor.version is None else f" version {predictor.version}"
     lines = [
-        f"{predictor.name} version {predictor.version}, answered by {predictor.answered_by}",
+        f"{predictor.name}{version}, answered by {predictor.answered_by}",
         f"{'index':>6}  {'predicted':<16} {'probability':>11}  {heading}",
     ]
-    for index, image, row, value in zip(indices, images, predictor.predict(images), column, strict=True):
+    answers = predictor.predict(images)
+    _remove_pictures(results)
+    for index, image, row, value in zip(indices, images, answers, column, strict=True):
         best = int(row.argmax())
         path = results / f"predicted_{best}_{index}.png"
         _draw(image, path)
@@ -122,6 +144,17 @@ def _notes(files: Sequence[Path], images: Images, origin: Origin | None) -> list
         f"note: mostly {found}, where the training images are mostly {usual}: {', '.join(other)}; "
         "--invert exchanges light and dark"
     ]
+
+
+def _remove_pictures(results: Path) -> None:
+    try:
+        for path in results.glob("predicted_*.png"):
+            if _PICTURE.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        raise FolderError(
+            f"{error.filename} cannot be removed ({error.strerror}): name another --results-dir"
+        ) from None
 
 
 def _draw(image: Images, path: Path) -> None:

@@ -123,8 +123,8 @@ COUNT = click.IntRange(1)
 NOT_NEGATIVE_COUNT = click.IntRange(0)
 PORT = click.IntRange(0, 65535)
 FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
-
 OLD_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
 
 Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -200,6 +200,12 @@ TRAIN = (
         _recipe("--scheduler-id", kind=str, text="Learning-rate schedule"),
         _recipe("--epochs", kind=COUNT, text="Passes over the training images, in all"),
         cloup.option(
+            "--add-epochs",
+            type=NOT_NEGATIVE_COUNT,
+            metavar="N",
+            help="In place of --epochs: N more than the checkpoint has; 0: only what follows the training",
+        ),
+        cloup.option(
             "--max-steps",
             type=COUNT,
             help="End after so many steps, even within an epoch [default: the recipe's, unless --epochs is given]",
@@ -231,13 +237,19 @@ TRAIN = (
         _plain("--test-batch-size", kind=COUNT, text="Images per step of the evaluation in PyTorch"),
         _plain("--log-interval", kind=COUNT, text="Batches between two log lines"),
         cloup.option(
+            "--checkpoint",
+            type=click.Path(dir_okay=False, path_type=Path),
+            metavar="FILE",
+            help="Where the checkpoint lies [default: checkpoints/last.pt in the run's folder]",
+        ),
+        cloup.option(
             "--save-model/--no-save-model", default=True, show_default=True, help="Write a checkpoint after each epoch"
         ),
         cloup.option(
             "--resume/--no-resume",
             default=True,
             show_default=True,
-            help="Go on from the last checkpoint in the run's folder",
+            help="Go on from the last checkpoint",
         ),
         cloup.option("--tensorboard", is_flag=True, help="Write the metrics for TensorBoard, too; needs that package"),
         cloup.option(

@@ -17,7 +17,7 @@ from pipeline.records import DataInfo, Exported
 from pipeline.runfolder import RunFolder
 from pipeline.served import build_served, open_file
 from pipeline.specs import Images, Probabilities, Runner, Split
-from pipeline.stages.prepare import load
+from pipeline.stages.prepare import load, prepare
 from pipeline.stages.verify import TEST_BATCH
 from pipeline.training import checkpoint
 from pipeline.training.loop import trained_weights
@@ -87,6 +87,19 @@ def of_run(run: Path) -> Predictor:
         path = folder.checkpoint
         ask = _checkpoint(path, config.train, data)
     return _of_file(config.release_name, None, str(path), _sha256(path), Origin(config.train, data), ask)
+
+
+def of_checkpoint(path: Path, data_dir: Path) -> Predictor:
+    """The weights that a training has come to, on the CPU; its data tells what the network takes a pixel for.
+
+    CheckpointError where the file is missing or damaged; InputError where other data lies in `data_dir`.
+    """
+    config, data_sha256 = checkpoint.origin(path)
+    data = prepare(config, data_dir, fallback=False).info
+    if data.sha256 != data_sha256:
+        raise InputError(f"{path} was trained on other data than lies in {data_dir}: name its folder by --data-dir")
+    name = f"{config.model_id}-{config.dataset_id}"
+    return _of_file(name, None, str(path), _sha256(path), Origin(config, data), _checkpoint(path, config, data))
 
 
 def of_release(store: Store, name: str, version: int) -> Predictor:

@@ -15,11 +15,11 @@ _LIBRARIES = ("torch", "torchvision", "onnx", "onnxruntime", "numpy", "scikit-le
 
 
 def describe() -> CodeInfo:
-    """The revision is None where the code is not in a git checkout."""
-    revision = _git("rev-parse", "HEAD")
+    """The revision is None where the code is not in a git checkout, nor in an image that was made from one."""
+    revision, modified = _revision()
     return CodeInfo(
         revision=revision or None,
-        modified=bool(_git("status", "--porcelain", "--untracked-files=no")),
+        modified=modified,
         python=platform.python_version(),
         platform=platform.platform(),
         cpu=_cpu(),
@@ -27,6 +27,14 @@ def describe() -> CodeInfo:
         threads=torch.get_num_threads(),
         libraries={name: metadata.version(name) for name in _LIBRARIES},
     )
+
+
+def _revision() -> tuple[str, bool]:
+    if revision := _git("rev-parse", "HEAD"):
+        return revision, bool(_git("status", "--porcelain", "--untracked-files=no"))
+    # What `git describe --dirty` said where the image was built.
+    revision, dirty, _ = os.environ.get("CODE_REVISION", "").partition("-dirty")
+    return revision, bool(dirty)
 
 
 def _git(*arguments: str) -> str:

@@ -92,6 +92,7 @@ def configure(flags: Mapping[str, Any], dataset_id: str, *, fallback: bool, star
         export=not flags["skip_export"],
         publish=not (flags["no_publish"] or flags["dry_run"] or flags["skip_export"]),
         dry_run=flags["dry_run"],
+        checkpoint=flags["checkpoint"],
         save_model=flags["save_model"],
         resume=flags["resume"],
         dataset_fallback=fallback,

@@ -193,6 +193,29 @@ def test_installs_once_and_again_after_a_lock_changed(project: Project) -> None:
     assert len(project.notes.read_text().splitlines()) == 2 * len(calls)
 
 
+@pytest.mark.parametrize("torch", ["cpu", "cuda"])
+def test_an_image_gets_what_runs_the_product(project: Project, torch: str) -> None:
+    (project.root / "requirements.lock").write_text(
+        "torch==2.1.0 ; sys_platform == 'linux'\ntorchinfo==1\ntorchvision==3\n"
+    )
+
+    assert project.run("-c", "print('ran')", TORCH=torch)[:2] == (0, "ran\n")
+
+    calls = project.notes.read_text().splitlines()
+    if torch == "cpu":  # the lock has no hash of that build
+        first = calls.pop(0)
+        assert first.endswith("--torch-backend cpu --no-deps --compile-bytecode torch==2.1.0 torchvision==3")
+    assert ("--require-hashes" in calls[0]) == (torch == "cuda")
+    assert calls[0].endswith("-r pyproject.toml --extra s3 --extra sign -c requirements.lock")
+    assert project.run("-c", "print('ran')") == (0, "ran\n", "")
+
+
+def test_an_unknown_build_of_pytorch_is_refused(project: Project) -> None:
+    status, out, err = project.run("-c", "pass", TORCH="rocm")
+
+    assert (status, out, err) == (2, "", "bin/python: TORCH=rocm: expected cpu or cuda\n")
+
+
 def test_killed_install_is_made_again_and_two_at_once_install_once(project: Project) -> None:
     killed = project.start("-c", "print('not reached')", UV_SECONDS="60")
     deadline = time.monotonic() + 60

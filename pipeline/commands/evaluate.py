@@ -12,6 +12,9 @@ from pipeline.commands import CONTEXT, with_console
 @cloup.command("evaluate", context_settings=CONTEXT)
 @cloup.argument("target", required=False, metavar="[NAME[:V]]", type=options.NAMED)
 @cloup.option("--run", metavar="DIR", help="Evaluate what this run of bin/train exported, else its checkpoint")
+@cloup.option(
+    "--checkpoint", type=options.OLD_FILE, metavar="FILE", help="Evaluate the weights in this checkpoint of bin/train"
+)
 @cloup.option("--url", help="Evaluate what this server answers: HOST:PORT or http:// for HTTP, grpc:// for gRPC")
 @options.model_repository
 @cloup.option("--dataset-id", help="Test set [default: of the data set that the network was trained on]")
@@ -31,6 +34,7 @@ def command(
     quiet: bool,
     target: options.Named | None,
     run: str | None,
+    checkpoint: Path | None,
     url: str | None,
     model_repository: str | None,
     dataset_id: str | None,
@@ -38,7 +42,7 @@ def command(
     seed: int | None,
     output: Path,
 ) -> None:
-    """Measure loss and accuracy on a whole test set: of a released version, a run or a running server.
+    """Measure loss and accuracy on a whole test set: of a released version, a run, a checkpoint or a running server.
 
     NAME is a released one, V its version. Without NAME it is what was published last, without V the live version.
 
@@ -47,8 +51,13 @@ def command(
               bin/evaluate --run output_20260131_120000
               bin/evaluate --url grpc://gpu-host:8001 mnist_cnn_v1-mnist_v1 --dataset-id mnist_v1
     """
-    if run and (url or target):
-        raise click.UsageError(f"--run and {'--url' if url else 'NAME'} name two things to evaluate: give one of them.")
+    given = [
+        name
+        for name, value in {"--run": run, "--checkpoint": checkpoint, "--url": url, "NAME": target}.items()
+        if value
+    ]
+    if len(given) > 1 and given != ["--url", "NAME"]:
+        raise click.UsageError(f"{given[0]} and {given[1]} name two things to evaluate: give one of them.")
 
     from pipeline import evaluation, settings
     from pipeline.triton.store import open_store
@@ -57,6 +66,7 @@ def command(
         open_store(settings.model_repository(model_repository)),
         target=target,
         run=Path(run) if run else None,
+        checkpoint=checkpoint,
         url=url,
         dataset_id=dataset_id,
         data_dir=settings.folder(data_dir, "data_dir"),

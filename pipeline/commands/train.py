@@ -42,11 +42,13 @@ def command(quiet: bool, **flags: Any) -> None:
     source = click.get_current_context().get_parameter_source("model_id")
     flags["model_id_given"] = source is ParameterSource.COMMANDLINE
 
+    if flags["add_epochs"] is not None and flags["epochs"] is not None:
+        raise click.UsageError("--epochs is the total, --add-epochs what comes on top: give one of them.")
+
     from pipeline.config import is_torchrun_worker
-    from pipeline.settings import configure
 
     started = time.localtime()
-    config = configure(flags, flags["dataset_id"] or "mnist_v1", fallback=False, started=started)
+    config = _configure(flags, flags["dataset_id"] or "mnist_v1", fallback=False, started=started)
     if config.train.trainer == "ddp" and not is_torchrun_worker():
         from pipeline.training import torchrun
 
@@ -55,9 +57,28 @@ def command(quiet: bool, **flags: Any) -> None:
         _release(config, flags, started, quiet=quiet)
 
 
+def _configure(flags: dict[str, Any], dataset_id: str, *, fallback: bool, started: time.struct_time) -> "RunConfig":
+    """With --add-epochs the checkpoint decides on the total."""
+    from pipeline.settings import configure
+
+    config = configure(flags, dataset_id, fallback=fallback, started=started)
+    if flags["add_epochs"] is None:
+        return config
+    if config.train.trainer == "ddp":
+        raise InputError("--add-epochs: torchrun starts processes again, when the checkpoint has more: give --epochs")
+
+    from pipeline.runfolder import RunFolder
+    from pipeline.training import checkpoint
+
+    path = config.checkpoint or RunFolder(config.output_dir).checkpoint
+    epochs = flags["add_epochs"] + (checkpoint.epochs(path) if config.resume else 0)
+    if not epochs:
+        raise InputError(f"--add-epochs 0: there is no checkpoint at {path} to go on from: train first")
+    return configure({**flags, "epochs": epochs}, dataset_id, fallback=fallback, started=started)
+
+
 def _release(config: "RunConfig", flags: dict[str, Any], started: time.struct_time, *, quiet: bool) -> None:
     from pipeline import console, release, report
-    from pipeline.settings import configure
     from pipeline.training import group
 
     clock = time.perf_counter()
@@ -75,7 +96,7 @@ def _release(config: "RunConfig", flags: dict[str, Any], started: time.struct_ti
             if flags["dataset_id"]:
                 raise
             _log.info("MNIST is not to be had here: going on with the embedded digits_v1 (%s)", error)
-            config = configure(flags, "digits_v1", fallback=True, started=started)
+            config = _configure(flags, "digits_v1", fallback=True, started=started)
             report.begin(config)
             outcome = release.Outcome(config)
             release.run(config, outcome, processes, signer)

@@ -55,9 +55,10 @@ def train(prepared: Prepared, config: RunConfig, folder: RunFolder, group: Group
         group=group,
     )
     identity = checkpoint.identity_of(config.train, data)
+    path = config.checkpoint or folder.checkpoint
     first = group.from_first(lambda: identity)
     group.in_turn(lambda: _demand_same(first, identity, group))
-    if (config.resume or group.restarts) and not config.dry_run and training.restore(folder.checkpoint, identity):
+    if (config.resume or group.restarts) and not config.dry_run and training.restore(path, identity):
         _log.info("going on after epoch %d of %d", len(training.progress.epochs), config.train.epochs)
     save = config.save_model and not config.dry_run
     board = config.tensorboard and group.rank == 0
@@ -65,7 +66,7 @@ def train(prepared: Prepared, config: RunConfig, folder: RunFolder, group: Group
 
         def after_epoch() -> None:
             if save:
-                training.save(folder.checkpoint, identity)
+                training.save(path, identity)
             if log:
                 log(training.progress)
 

@@ -4,9 +4,10 @@ import hashlib
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from pipeline.config import TrainConfig
@@ -35,12 +36,51 @@ def save(path: Path, state: dict[str, Any]) -> None:
         ) from None
 
 
+class Origin(NamedTuple):
+    """What a checkpoint's network was trained with, and the SHA-256 of its data."""
+
+    config: TrainConfig
+    data_sha256: str
+
+
+def origin(path: Path) -> Origin:
+    """CheckpointError where the file is missing, damaged or of another version of this program."""
+    state = _read(path)
+    if state is None:
+        raise CheckpointError(f"{path} is missing: expected a checkpoint of bin/train; train first")
+    identity = json.loads(state["identity"])
+    data_sha256 = identity.pop("data_sha256")
+    try:
+        return Origin(TrainConfig.model_validate({**identity, "epochs": state["total_epochs"]}), data_sha256)
+    except ValidationError:
+        raise CheckpointError(f"{path} was made by another version of this program: train anew") from None
+
+
+def epochs(path: Path) -> int:
+    """How many a checkpoint has behind it; 0 where there is no file. CheckpointError where it is damaged."""
+    state = _read(path)
+    return len(state["progress"]["epochs"]) if state else 0
+
+
 def load(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     """The state that was saved, on the CPU, or None where there is no file.
 
     CheckpointError where the file is damaged, or was made by a run of another `identity`: names the
     first difference.
     """
+    state = _read(path)
+    if state is None:
+        return None
+    difference = first_difference(json.loads(state["identity"]), identity)
+    if difference is not None:
+        raise CheckpointError(
+            f"{path} belongs to another run: {difference}; use the same values, another --output-dir, or begin anew "
+            "with --no-resume"
+        )
+    return state
+
+
+def _read(path: Path) -> dict[str, Any] | None:
     try:
         stored = path.read_bytes()
     except FileNotFoundError:
@@ -49,12 +89,6 @@ def load(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     if hashlib.sha256(content).digest() != digest:
         raise CheckpointError(f"{path} is damaged: remove it, or begin anew with --no-resume")
     state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    difference = first_difference(json.loads(state["identity"]), identity)
-    if difference is not None:
-        raise CheckpointError(
-            f"{path} belongs to another run: {difference}; use the same values, another --output-dir, or begin anew "
-            "with --no-resume"
-        )
     return state
 
 
