@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import forked
 import pytest
 from github import TOKEN, GitHub, served
 
@@ -75,15 +76,7 @@ def environment() -> dict[str, str]:
 
 def run_command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """A command as a user runs it: `bin/train ...` is `run_command("train", ...)`."""
-    return subprocess.run(
-        [sys.executable, "-m", "pipeline", *arguments],
-        cwd=cwd,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
+    return forked.run(arguments, cwd, environment(), timeout=240)
 
 
 def start_command(

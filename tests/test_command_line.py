@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 from conftest import NAME, ROOT, Workplace, environment, run_command
 
@@ -180,13 +181,11 @@ def test_the_recipes_steps_yield_to_epochs_that_were_typed(
 
 def test_flag_environment_dotenv_recipe_and_default(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("MODEL_REPOSITORY='from dotenv'\nDATA_DIR=unused\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline", "train", "--dataset-id", "digits_v1", "--epochs", "1", "--dry-run"],
-        cwd=tmp_path,
-        env={**environment(), "DATA_DIR": "from environment", "OUTPUT_DIR": "run"},
-        capture_output=True,
-        text=True,
-        check=False,
+    done = forked.run(
+        ("train", "--dataset-id", "digits_v1", "--epochs", "1", "--dry-run"),
+        tmp_path,
+        {**environment(), "DATA_DIR": "from environment", "OUTPUT_DIR": "run"},
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     shown = {line.split()[0]: " ".join(line.split()[1:]) for line in done.stderr.splitlines() if line.startswith("  ")}

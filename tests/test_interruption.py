@@ -14,7 +14,7 @@ from conftest import environment
 
 COMMAND = (
     sys.executable, "-m", "pipeline", "train", "--dataset-id", "digits_v1", "--model-id", "mnist_fcn_v1",
-    "--epochs", "40", "--batch-size", "256", "--skip-export", "--quiet", "--output-dir",
+    "--epochs", "24", "--batch-size", "256", "--skip-export", "--quiet", "--output-dir",
 )  # fmt: skip
 KILL_WRITERS = """
 import os, random, signal, sys, time
@@ -94,7 +94,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_weights_of_one_that_
         uninterrupted.kill()
         uninterrupted.wait()
     done = [int(epoch) for epoch in re.findall(r"going on after epoch (\d+)", (killed / "pipeline.log").read_text())]
-    assert 0 < done[0] < done[1] < 40
+    assert 0 < done[0] < done[1] < 24
     assert trained(killed) == trained(whole)
     assert not list(killed.rglob(".*.tmp"))
 
