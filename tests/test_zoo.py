@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import NAME as RELEASED
-from conftest import Workplace, run_command, wait_until
+from conftest import Workplace, run_command, start_command, wait_until
 from github import LOCATION, GitHub
 from publishers import NOT_REACHED, die, disturb, fork
 from test_repository import (
@@ -689,9 +689,10 @@ def test_a_judged_run_is_published_without_torch(
 ) -> None:
     """Its import takes seconds."""
     monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
-    done = run_command("zoo", "publish", "--run", str(released.run), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    process = start_command("zoo", "publish", "--run", str(released.run), cwd=tmp_path, temporary=tmp_path)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    imported = {line.rpartition("|")[2].strip() for line in output.splitlines()}
     assert "pipeline.publication" in imported
     assert "torch" not in imported
 
