@@ -127,7 +127,7 @@ def _image(place: Place) -> _Found:
     try:
         return _Found("ok", f"{container.find(container.IMAGE)} has {container.IMAGE}")
     except ServerError as error:
-        return _Found("note", str(error), "only bin/serve --engine docker needs it")
+        return _Found("note", str(error), "only bin/serve --engine docker and bin/train --validate-with docker need it")
 
 
 def _data(place: Place) -> _Found:

@@ -79,7 +79,7 @@ class Training:
     def run(self, after_epoch: Callable[[], None]) -> Progress:
         """Train up to `config.epochs` or `config.max_steps`; the first process calls `after_epoch`.
 
-        Ends with the weights of the epoch that did best on the validation images, or the last ones without such.
+        Ends with the weights that `Progress.keep_best` keeps, or the last ones where there are no validation images.
         NonFiniteLossError where a number is none any more; WorkerError where a process of Hogwild is lost.
         """
         progress = self.progress
@@ -105,11 +105,10 @@ class Training:
         progress, patience = self.progress, self.config.early_stopping_patience
         while not self._is_done():
             progress.epochs.append(self._epoch(len(progress.epochs)))
-            progress.keep_best(self.network)
-            if patience and progress.epochs_since_best() >= patience:
+            progress.keep_best(self.network, len(self._validation))
+            if patience and progress.epochs_without_better() >= patience:
                 progress.stopped_early = True
-                best = progress.best_epoch
-                _log.info("stopped: no better on validation images for %d epochs; best was epoch %s", patience, best)
+                _log.info("stopped: no better accuracy on the validation images for %d epochs", patience)
             if self._group.rank == 0:
                 after_epoch()
 

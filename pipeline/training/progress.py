@@ -1,6 +1,7 @@
 """How far a training has come."""
 
 import copy
+import math
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -27,22 +28,28 @@ class Progress:
         columns = zip(*self.batches, strict=True) if self.batches else ((),) * len(COLUMNS)
         return BatchSeries(**dict(zip(COLUMNS, map(tuple, columns), strict=True)))
 
-    def keep_best(self, network: nn.Module) -> None:
-        """Remember the weights where the last epoch did best on the validation images so far.
+    def keep_best(self, network: nn.Module, images: int) -> None:
+        """Remember the weights of this epoch where none before it did better on so many validation images.
 
-        By accuracy, which is what a release is judged by; loss decides between equals.
+        Better by more than a standard error of the best accuracy a, sqrt(a (1 - a) / images): less is chance, and
+        where the learning rate falls the later epoch is the better one (Breiman et al. 1984, Classification and
+        Regression Trees, section 3.4.3, for the size of a tree).
         """
-        results = [
-            (epoch.validation_accuracy, -epoch.validation_loss)
-            for epoch in self.epochs
-            if epoch.validation_accuracy is not None and epoch.validation_loss is not None
-        ]
-        if results and results[-1] == max(results):
+        accuracies = self._accuracies()
+        if not accuracies:
+            return
+        best = max(accuracies)
+        if accuracies[-1] >= best - math.sqrt(best * (1 - best) / images):
             self.best_epoch = len(self.epochs)
             self.best_weights = copy.deepcopy(network.state_dict())
 
-    def epochs_since_best(self) -> int:
-        return len(self.epochs) - (self.best_epoch or len(self.epochs))
+    def epochs_without_better(self) -> int:
+        """Since the first one of the highest validation accuracy."""
+        accuracies = self._accuracies()
+        return len(accuracies) - 1 - accuracies.index(max(accuracies)) if accuracies else 0
+
+    def _accuracies(self) -> list[float]:
+        return [epoch.validation_accuracy for epoch in self.epochs if epoch.validation_accuracy is not None]
 
     def state(self) -> dict[str, Any]:
         """Plain values and tensors."""
