@@ -10,6 +10,7 @@ import hashlib
 import json
 import subprocess
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
@@ -155,6 +156,11 @@ def _wanted(root: Path) -> tuple[Planned, ...]:
             raise UnknownIdError("model", one.model_id, registry.ids("models"))
         if read(_DATASET.format(one.dataset_id)) is None:
             raise UnknownIdError("data set", one.dataset_id, registry.ids("datasets"))
+        if one.dataset_id == "image_folder_v1" or any(flag.startswith("--release-name") for flag in one.flags):
+            raise InputError(f"{LIST}: {one.name} would be released under another name: leave out its entry")
+    twice = [name for name, count in Counter(one.name for one in planned).items() if count > 1]
+    if twice:
+        raise InputError(f"{LIST} has {twice[0]} twice: keep one entry of a model and a data set")
     return planned
 
 

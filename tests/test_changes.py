@@ -189,6 +189,23 @@ def test_a_list_that_cannot_be_used_is_an_error(project: Project, text: str) -> 
         changes.everything(project.root)
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (LIST + LIST, f"{CNN} twice"),
+        (LIST.replace('"--epochs", "3"', '"--release-name=x"'), f"{FCN} would be released under another name"),
+        (
+            LIST.replace('"digits_v1"', '"image_folder_v1"'),
+            "mnist_fcn_v1-image_folder_v1 would be released under another",
+        ),
+    ],
+)
+def test_a_list_whose_names_would_not_hold_is_an_error(project: Project, text: str, reason: str) -> None:
+    project.write("releases.toml", text)
+    with pytest.raises(InputError, match=reason):
+        changes.everything(project.root)
+
+
 def test_an_entry_that_is_not_there_is_an_error(project: Project) -> None:
     for given, kind in (("mnist_cnn_v1", "model"), ("digits_v1", "data set")):
         project.write("releases.toml", LIST.replace(given, given.replace("_v1", "_v9")))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from github import HEAD, LOCATION, LOST, UNANSWERED, GitHub
+from github import HEAD, LOCATION, LOST, REPOSITORY, UNANSWERED, GitHub
 from test_repository import NAME, make_source, release_json, tree
 from test_zoo import change_config, torchscript
 
@@ -78,8 +78,11 @@ def test_the_tag_is_of_the_commit_that_the_workflow_runs_on(
 ) -> None:
     github.commits.add("c0ffee")
     monkeypatch.setenv("GITHUB_SHA", "c0ffee")
+    monkeypatch.setenv("GITHUB_REPOSITORY", "someone/else")  # which has that commit, and the zoo has not
     publish(store, tmp_path / "candidate")
-    assert github.tags == {f"{NAME}/v1": "c0ffee"}
+    monkeypatch.setenv("GITHUB_REPOSITORY", REPOSITORY)
+    publish(store, tmp_path / "another")
+    assert github.tags == {f"{NAME}/v1": HEAD, f"{NAME}/v2": "c0ffee"}
 
 
 def test_its_tar_file_is_a_part_of_a_model_repository(store: Store, github: GitHub, tmp_path: Path) -> None:
@@ -339,6 +342,8 @@ def test_a_release_that_was_exchanged_does_not_come(
         publish(other, tmp_path / f"other {number}")
     transfer.export(other, NAME, 2, tmp_path / "other.tar")
     github.files[files[f"{NAME}-v2.tar"]] = (tmp_path / "other.tar").read_bytes()
+    with pytest.raises(InputError, match=rf"release\.json in {NAME}-v2\.tar is not the one beside it"):
+        follow(store, host)
     github.files[files["release.json"]] = other.read(f"{NAME}/2/release.json")
     with pytest.raises(InputError, match=r"2/release\.json is not as it was released"):
         follow(store, host)
@@ -369,6 +374,8 @@ def test_without_a_token_all_can_be_read_and_nothing_written(
     publish(store, tmp_path / "one")
     monkeypatch.delenv("GITHUB_TOKEN")
     assert follow(store, host).live
+    with pytest.raises(InputError, match=f"nothing can be published to {LOCATION} without a token: set GH_TOKEN"):
+        open_store(LOCATION).check_writable()
     with pytest.raises(StorageError, match=r"404 Status 404; .* set GH_TOKEN or GITHUB_TOKEN"):
         publish(open_store(LOCATION), tmp_path / "two")
     monkeypatch.setenv("GH_TOKEN", "another")

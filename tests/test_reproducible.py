@@ -3,14 +3,13 @@
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NAME, ROOT, run_command
+from conftest import NAME, ROOT, start_command
 from test_signing import signatories, write_key
 
 from pipeline.publication import publish_run
@@ -32,18 +31,21 @@ def checkouts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
     private, _ = write_key(top, "release")
     folders = [top / "one", top / "another" / "one"]
 
-    def release(folder: Path) -> subprocess.CompletedProcess[str]:
+    def release(folder: Path) -> tuple[str, int]:
         shutil.copytree(ROOT / "pipeline", folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
         # Which precision is the fastest would be measured.
         flags = (
             "--dataset-id digits_v1 --max-steps 10 --precision fp32 --min-test-accuracy 0 --min-per-class-accuracy 0"
         )
-        return run_command("train", *flags.split(), "--output-dir", "run", "--sign-key", str(private), cwd=folder)
+        places = ("--output-dir", "run", "--checkpoint", str(folder / "weights.pt"), "--sign-key", str(private))
+        # A process of its own takes the code from where it is started.
+        process = start_command("train", *flags.split(), *places, cwd=folder, temporary=folder)
+        return process.communicate()[0], process.returncode
 
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor() as pool:
         patch.setenv("SOURCE_DATE_EPOCH", EPOCH)
-        for done in pool.map(release, folders):
-            assert done.returncode == 0, done.stderr
+        for output, status in pool.map(release, folders):
+            assert status == 0, output
         yield folders
 
 

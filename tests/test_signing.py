@@ -201,6 +201,35 @@ def test_a_version_in_an_object_store_is_checked_where_it_lies(
     assert not copy.root.parent.exists()
 
 
+def test_one_name_that_cannot_be_read_keeps_no_other_from_being_served(
+    store: FileStore, ours: tuple[Path, Path]
+) -> None:
+    bad = Path(store.location) / "bad" / "config.pbtxt"
+    bad.mkdir(parents=True)
+    with verified_copy(store, signatories(ours[1])) as copy:
+        assert [(what, reason[:23]) for what, reason in copy.update().items()] == [("bad", "cannot be looked at: [E")]
+        assert FileStore(copy.root).folders() == [NAME]
+        bad.rmdir()
+        assert copy.update() == {}
+
+
+def test_versions_are_not_loaded_by_another_ones_configuration(
+    store: FileStore, tmp_path: Path, ours: tuple[Path, Path]
+) -> None:
+    other = make_source(tmp_path / "other")
+    config = other / "config.pbtxt"
+    config.write_text(config.read_text() + 'parameters { key: "other" value { string_value: "one" } }')
+    publishing.publish_version(store, NAME, other, release_json(other), signer=Signer(ours[0]))
+    live = Path(store.location) / NAME / "config.pbtxt"
+    with verified_copy(store, signatories(ours[1])) as copy:
+        assert copy.update() == {}
+        live.write_text(live.read_text().replace("versions: 2", "versions: 1 versions: 2"))
+        ((what, reason),) = copy.update().items()
+        assert what.startswith(NAME)
+        assert "have several configurations" in reason
+        assert repository.loaded_versions(FileStore(copy.root), NAME) == (2,)
+
+
 def unsigned_hashes(version: Path) -> tuple[dict[str, str], bytes]:
     """What is signed, and the signature."""
     found = repository.hashes(version)

@@ -86,7 +86,7 @@ def _release(config: "RunConfig", flags: dict[str, Any], started: time.struct_ti
     if processes.rank > 0:
         quiet = True
         console.set_up(quiet=quiet)
-    signer = _signer(config, flags["sign_key"])
+    signer = _signer(config, flags["sign_key"]) if processes.rank == 0 else None
     report.begin(config)
     outcome = release.Outcome(config)
     try:

@@ -100,7 +100,8 @@ def _now() -> datetime:
 
 def _without_places(config: RunConfig) -> RunConfig:
     """A release is the same wherever its run lay, and does not tell its maker's folders."""
-    return config.model_copy(update={"data_dir": Path(), "output_dir": Path(), "model_repository": ""})
+    places = {"data_dir": Path(), "output_dir": Path(), "model_repository": "", "checkpoint": None}
+    return config.model_copy(update=places)
 
 
 def _without_series(trained: Trained) -> Trained:

@@ -55,7 +55,8 @@ class GithubStore:
         return self._api.location
 
     def check_writable(self) -> None:
-        """That it can be read at all; whether it can be written, only writing tells."""
+        """That it can be read and a token is there; what that may write, only writing tells. InputError without one."""
+        self._api.demand_token()
         self._api.get("")
 
     def folders(self, path: str = "") -> list[str]:
@@ -193,12 +194,17 @@ class GithubStore:
                 packed = archive.read(tar)
             if (packed.name, packed.version) != version:
                 raise InputError(f"{tar.name} in {self.location} holds version {packed.version} of {packed.name}")
+            if packed.files.get(RELEASE) != self._asset(version, RELEASE):
+                raise InputError(
+                    f"{RELEASE} in {tar.name} is not the one beside it in {self.location}: one was altered"
+                )
             self._unpacked = {version: packed.files}  # of the last one; they may be large
         return self._unpacked[version]
 
     def _take(self, name: str, version: int) -> None:
         # By hand: which commit a version was made of, its release.json says.
-        commit = os.environ.get("GITHUB_SHA") or self._api.get("/commits/HEAD")["sha"]
+        is_here = self.location == f"github:{os.environ.get('GITHUB_REPOSITORY')}"
+        commit = (is_here and os.environ.get("GITHUB_SHA")) or self._api.get("/commits/HEAD")["sha"]
         try:
             self._api.post("/git/refs", {"ref": f"refs/tags/{_tag(name, version)}", "sha": commit})
         except StorageError:

@@ -44,6 +44,13 @@ class GithubApi:
         self._address = f"{os.environ.get('GITHUB_API_URL') or _API_URL}/repos/{match[1]}"
         self._token = os.environ.get("GH_TOKEN") or os.environ.get("GITHUB_TOKEN")
 
+    def demand_token(self) -> None:
+        """InputError where there is none, as nothing can be written then."""
+        if not self._token:
+            raise InputError(
+                f"nothing can be published to {self.location} without a token: set GH_TOKEN or GITHUB_TOKEN"
+            )
+
     def get(self, path: str) -> Any:
         return json.loads(self._read(self._address + path, "application/vnd.github+json"))
 

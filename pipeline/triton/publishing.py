@@ -121,6 +121,8 @@ def _publish(store: Store, arrival: Arrival, staged: Path) -> Published:
             with suppress(ConflictError):  # of another publisher, whose first version came before this one
                 store.add(name, version, staged, repository.pointing_config(own, version))
                 return event.ended("done")
+            if not arrival.promote:
+                return event.ended("superseded")
         return _go_live(store, event, own, labels)
 
     ended = journal.carried_out(store, event, act)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.config import RELEASE_NAME
-from pipeline.errors import InputError, StorageError
+from pipeline.errors import FolderError, InputError, StorageError
 from pipeline.triton import guard, model_config, repository, storage, transfer
 from pipeline.triton.file_store import FileStore
 from pipeline.triton.signing import Signatories
@@ -41,18 +41,30 @@ class VerifiedCopy:
         """
         try:
             # In an object store, a folder may have any name, and so lead out of here.
-            names = filter(RELEASE_NAME.fullmatch, self._source.folders())
-            configs = {name: config for name in names if (config := repository.live_config(self._source, name))}
+            names = {*filter(RELEASE_NAME.fullmatch, self._source.folders())}
         except (InputError, StorageError, OSError) as error:
             return {self._source.location: f"cannot be looked at: {error}"}
-        for name in self._seen.keys() - configs.keys():
-            shutil.rmtree(self.root / name, ignore_errors=True)
-            del self._seen[name]
-            self._refused.pop(name, None)
-        for name, config in configs.items():
-            if self._seen.get(name) != config:
-                self._refused[name] = self._take_over(name, config)
+        for name in (self._seen.keys() | self._refused.keys()) - names:
+            self._remove(name)
+        for name in sorted(names):
+            self._look_at(name)
         return {what: reason for refused in self._refused.values() for what, reason in refused.items()}
+
+    def _look_at(self, name: str) -> None:
+        try:
+            config = repository.live_config(self._source, name)
+        except (InputError, StorageError, OSError) as error:
+            self._refused[name] = {name: f"cannot be looked at: {error}"}
+            return
+        if config is None:
+            self._remove(name)
+        elif self._seen.get(name) != config:
+            self._refused[name] = self._take_over(name, config)
+
+    def _remove(self, name: str) -> None:
+        shutil.rmtree(self.root / name, ignore_errors=True)
+        self._seen.pop(name, None)
+        self._refused.pop(name, None)
 
     def _take_over(self, name: str, config: bytes) -> dict[str, str]:
         """All versions that this config.pbtxt has loaded, or nothing: then why."""
@@ -68,11 +80,11 @@ class VerifiedCopy:
                         what = f"{name} version {version}"
                         self._fetch(name, version, staged / str(version))
                 self._switch(name, loaded, staged)
+        except (FolderError, StorageError, OSError) as error:
+            return {what: f"cannot be copied: {error}"}
         except InputError as error:
             self._seen[name] = config
             return {what: f"refused: {error}"}
-        except (StorageError, OSError) as error:
-            return {what: f"cannot be copied: {error}"}
         self._seen[name] = config
         return {}
 
@@ -92,7 +104,12 @@ class VerifiedCopy:
         *kept, live = loaded
         model, before = self.root / name, repository.loaded_versions(self._copy, name)
         arrived = [folder.name for folder in staged.iterdir()]
-        own = model_config.read((staged if str(live) in arrived else model) / str(live) / repository.CONFIG)
+        own, *others = (
+            model_config.read((staged if str(number) in arrived else model) / str(number) / repository.CONFIG)
+            for number in (live, *kept)
+        )
+        if any(other != own for other in others):
+            raise InputError(f"versions {loaded} of {name} have several configurations, and a server loads all by one")
         config = repository.pointing_config(own, live, kept)
         if not model.exists():
             (staged / repository.CONFIG).write_text(config, encoding="utf-8")
