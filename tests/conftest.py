@@ -94,11 +94,13 @@ def start_command(
     )
 
 
-def wait_until(done: Callable[[], bool], seconds: float = 90, what: str = "what was waited for") -> None:
+def wait_until(
+    done: Callable[[], bool], seconds: float = 90, what: str = "what was waited for", pause: float = 0.05
+) -> None:
     deadline = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.05)
+        time.sleep(pause)
 
 
 def processes(temporary: Path, program: str = "") -> list[int]:
