@@ -54,6 +54,7 @@ class Recipe(Record):
     betas: tuple[float, float] | None = None
     momentum: float | None = None
     augmentation: Augmentation | None = None
+    hard_fraction: float | None = None
 
 
 class DataOptions(NamedTuple):
@@ -68,6 +69,7 @@ class TrainConfig(Record):
     """Everything that decides what a run's weights are; a run folder is resumed only with an equal one.
 
     `epochs` is the total, `batch_size` the global batch; `max_steps` ends the run earlier, also within an epoch.
+    Every second epoch has only the `hard_fraction` of the images that were hardest.
     """
 
     model_id: str
@@ -90,6 +92,7 @@ class TrainConfig(Record):
     early_stopping_patience: int
     seed: int
     max_steps: int | None = None
+    hard_fraction: float = 1.0
     precision: Precision = "fp32"
     trainer: Trainer = "single"
 

@@ -32,6 +32,7 @@ DEFAULTS: dict[str, Any] = {
     "label_smoothing": 0.0,
     "gradient_clip_norm": 0.0,
     "augmentation": "none",
+    "hard_fraction": 1.0,
     "validation_fraction": 0.1,
     "early_stopping_patience": 0,
     "seed": 1,
@@ -224,6 +225,11 @@ TRAIN = (
             kind=click.Choice(("none", "shift", "flip", "affine")),
             text="What is done to training images: shift by a pixel; flip left and right; "
             "affine: rotate, scale, shear and shift",
+        ),
+        _recipe(
+            "--hard-fraction",
+            kind=FiniteRange(0, 1, min_open=True),
+            text="Share of the images, those of the highest loss, that every second epoch has",
         ),
         _plain("--gradient-clip-norm", kind=NOT_NEGATIVE, text="Clip the gradient to this norm; 0: do not"),
         _plain("--gamma", kind=POSITIVE, text="Factor per epoch of the schedule 'step'"),

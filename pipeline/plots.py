@@ -9,7 +9,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from pipeline.records import BatchSeries, Epoch, Metrics, Trained
+from pipeline.records import Epoch, Metrics, Trained
 
 # From Okabe and Ito's palette, which colour-blind readers can tell apart: https://jfly.uni-koeln.de/color/
 _BLUE, _ORANGE = "#0072B2", "#D55E00"
@@ -32,7 +32,7 @@ def draw(folder: Path, title: str, metrics: Metrics, trained: Trained, threshold
         "per_class_accuracy": ("Accuracy by class", lambda figure: _per_class(figure, metrics, threshold)),
         "training_accuracy": ("Accuracy by epoch", lambda figure: _training(figure, trained.epochs, "accuracy")),
         "training_loss": ("Loss by epoch", lambda figure: _training(figure, trained.epochs, "loss")),
-        "batch_metrics": ("Loss and accuracy by batch", lambda figure: _batches(figure, trained.batches)),
+        "batch_metrics": ("Loss and accuracy by batch", lambda figure: _batches(figure, trained)),
         "epoch_metrics": ("Loss and accuracy by epoch", lambda figure: _epochs(figure, trained.epochs)),
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -139,13 +139,15 @@ def _epochs(figure: Figure, epochs: Sequence[Epoch]) -> None:
 
 
 def _epoch_lines(axes: Axes, epochs: Sequence[Epoch], kind: str, what: str, colour: str, style: str) -> None:
-    values = [getattr(epoch, f"{kind}_{what}") for epoch in epochs]
+    # What is hard has a loss and an accuracy of its own: no point of the same line.
+    shown = [epoch for epoch in epochs if kind != "train" or not epoch.is_hard]
+    values = [getattr(epoch, f"{kind}_{what}") for epoch in shown]
     if None in values:
         return
     name = f"{'training' if kind == 'train' else kind} {what}"
     # Many markers on one line hide it.
     marker = "o" if len(epochs) <= 40 else ""
-    axes.plot([epoch.epoch for epoch in epochs], values, style, color=colour, label=name, marker=marker, markersize=4)
+    axes.plot([epoch.epoch for epoch in shown], values, style, color=colour, label=name, marker=marker, markersize=4)
     if what == "accuracy":
         axes.yaxis.set_major_formatter(PercentFormatter(1))
 
@@ -157,9 +159,14 @@ def _epoch_axis(axes: Axes, epochs: Sequence[Epoch]) -> None:
     axes.grid(alpha=0.3)
 
 
-def _batches(figure: Figure, series: BatchSeries) -> None:
-    """Batches as a light line, the running mean as a strong one."""
+def _batches(figure: Figure, trained: Trained) -> None:
+    """Batches as a light line, the running mean as a strong one; epochs of hard images in grey."""
+    series = trained.batches
     left, right = _two_axes(figure)
+    hard = [epoch.epoch for epoch in trained.epochs if epoch.is_hard]
+    for number in hard:
+        label = "hardest images only" if number == hard[0] else None
+        left.axvspan(number - 1, min(number, series.epoch[-1]), color="0.9", label=label)
     count = len(series.epoch)
     width, step = max(1, count // 50), -(-count // _MOST_POINTS)
     # A line through one point is not seen.
@@ -177,7 +184,7 @@ def _batches(figure: Figure, series: BatchSeries) -> None:
     left.set_xlabel("epoch")
     left.set_ylim(bottom=0)
     left.grid(alpha=0.3)
-    figure.legend(loc="lower center", ncols=2, frameon=False)
+    figure.legend(loc="lower center", ncols=3, frameon=False)
 
 
 def _two_axes(figure: Figure) -> tuple[Axes, Axes]:

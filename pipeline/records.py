@@ -99,7 +99,10 @@ class DataInfo(Record):
 
 
 class Epoch(Record):
-    """Means over one epoch. Validation values are None where no images were set aside."""
+    """Means over one epoch. Validation values are None where no images were set aside.
+
+    `is_hard`: it had only the images of the highest losses.
+    """
 
     epoch: int
     train_loss: float
@@ -108,6 +111,7 @@ class Epoch(Record):
     validation_accuracy: float | None
     learning_rate: float
     seconds: float
+    is_hard: bool = False
 
 
 class Layer(Record):

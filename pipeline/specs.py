@@ -168,13 +168,14 @@ class OptimizerEntry(Protocol):
 class ScheduleEntry(Protocol):
     """A file in `pipeline/schedules`.
 
-    `factor` gives what the learning rate is multiplied by at a step. `DEPENDS_ON_TOTAL`: the curve
+    `factor` gives what the learning rate is multiplied by at a step of an epoch, both counted from 0 in the whole
+    run. `DEPENDS_ON_TOTAL`: the curve
     is another one where a run is made longer, so such a run cannot be continued past its end.
     """
 
     DEPENDS_ON_TOTAL: bool
 
-    def factor(self, step: int, steps_per_epoch: int, total_steps: int, gamma: float) -> float: ...
+    def factor(self, step: int, epoch: int, total_steps: int, gamma: float) -> float: ...
 
 
 Runner = Callable[[Images], Probabilities]

@@ -80,7 +80,7 @@ def make_metrics(labels: tuple[str, ...], wrong: int, empty: int | None) -> Metr
     )
 
 
-def make_trained(epochs: int, *, validation: bool) -> Trained:
+def make_trained(epochs: int, *, validation: bool, hard: bool = False) -> Trained:
     count = 7 * epochs if epochs > 1 else 1
     steps = tuple((index + 1) * epochs / count for index in range(count))
     return Trained(
@@ -97,6 +97,7 @@ def make_trained(epochs: int, *, validation: bool) -> Trained:
                 validation_accuracy=1 - 0.2 / number if validation else None,
                 learning_rate=0.01,
                 seconds=1.5,
+                is_hard=hard and number % 2 == 0,
             )
             for number in range(1, epochs + 1)
         ),
@@ -195,6 +196,7 @@ def make_inputs(
     validation: bool = True,
     empty: int | None = None,
     fallback: bool = False,
+    hard: bool = False,
     gates: GateConfig = DEFAULT_GATES,
 ) -> CardInputs:
     """Records of a run whose ONNX file answers one image of 50 wrongly, and the other formats two."""
@@ -211,7 +213,7 @@ def make_inputs(
             test_images=served.images, test_images_per_class=tuple(entry.images for entry in served.per_class),
             sha256="d" * 64, mean=(77.7,), std=(90.1,), fallback=fallback,
         ),
-        trained=make_trained(epochs, validation=validation),
+        trained=make_trained(epochs, validation=validation, hard=hard),
         evaluated=Evaluated(metrics=served, seconds=0.1),
         exported=Exported(
             files=tuple(
@@ -322,6 +324,13 @@ def test_tables(tmp_path: Path) -> None:
 def test_interval_is_wilsons(tmp_path: Path) -> None:
     # scipy.stats.binomtest(147, 150).proportion_ci(method="wilson")
     assert "94.29 % to 99.32 %" in write(tmp_path, make_inputs())
+
+
+def test_epochs_of_hard_images_are_said(tmp_path: Path) -> None:
+    text = write(tmp_path, make_inputs(epochs=2, hard=True), visualizations=True)
+    assert "Every second epoch had only the hardest images" in text
+    assert "Last epoch, of the hardest images: training loss" in text
+    assert "hardest" not in write(tmp_path, make_inputs(epochs=2))
 
 
 def test_fallback_is_said(tmp_path: Path) -> None:

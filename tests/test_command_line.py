@@ -16,11 +16,11 @@ from pipeline.settings import configure
 SURFACE = """
 -h --help --model-id --dataset-id --data-dir --output-dir --image-size --criterion-id --optimizer-id --scheduler-id
 --epochs --add-epochs --max-steps --batch-size --learning-rate --lr --weight-decay --label-smoothing --augmentation
---gradient-clip-norm --gamma --validation-fraction --early-stopping-patience --seed --test-batch-size --log-interval
---checkpoint --save-model --no-save-model --resume --no-resume --tensorboard --dry-run --device --no-cuda --no-mps
---precision --trainer --num-processes --export-format --export_format --skip-export --skip-visualizations
---min-test-accuracy --min-per-class-accuracy --max-model-size-mb --max-inference-time-ms --served-format
---model-repository --release-name --no-publish --sign-key --validate-with -q --quiet --debug
+--hard-fraction --gradient-clip-norm --gamma --validation-fraction --early-stopping-patience --seed --test-batch-size
+--log-interval --checkpoint --save-model --no-save-model --resume --no-resume --tensorboard --dry-run --device
+--no-cuda --no-mps --precision --trainer --num-processes --export-format --export_format --skip-export
+--skip-visualizations --min-test-accuracy --min-per-class-accuracy --max-model-size-mb --max-inference-time-ms
+--served-format --model-repository --release-name --no-publish --sign-key --validate-with -q --quiet --debug
 """
 
 

@@ -23,6 +23,7 @@ SAME_SUMS: dict[str, Any] = {
     "augmentation": "none",
     "batch_size": 53,
     "epochs": 3,
+    "hard_fraction": 0.5,
 }
 TRAIN_HERE = f"""
 import json

@@ -353,8 +353,8 @@ def test_the_mapped_array_is_never_copied(tmp_path: Path) -> None:
     tracemalloc.start()
     try:
         prepared = prepare(config, tmp_path / "data", fallback=False)
-        batches = Batches(prepared.train, "shift", 4, torch.device("cpu"))
-        images, _ = next(batches.epoch(torch.Generator()))
+        batches = Batches(prepared.train, "shift", torch.device("cpu"))
+        images, _ = batches.draw(torch.arange(4), torch.Generator())
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -26,9 +26,11 @@ from pipeline.training.batches import Batches, Normalise
 from pipeline.training.group import ALONE, Group
 from pipeline.training.loop import Training
 from pipeline.training.progress import Progress
+from pipeline.training.sampler import Sampler
 from pipeline.training.validation import validate
 
 IDENTITY = {"seed": 1}
+CPU = torch.device("cpu")
 
 # In a process of its own, as other tests may have loaded the compiler. Last, so that torch's optimizers may load it.
 STEP = """
@@ -74,7 +76,7 @@ def training(digits: Prepared, *, num_processes: int = 1, group: Group = ALONE, 
         Normalise(digits.info.mean, digits.info.std),
         (few, digits.validation),
         config,
-        torch.device("cpu"),
+        CPU,
         log_interval=2,
         num_processes=num_processes,
         group=group,
@@ -91,11 +93,17 @@ def test_optimizers_step_as_torch_s_own_and_load_no_compiler() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(("optimizer_id", "scheduler_id"), [("adam", "none"), ("sgd", "step"), ("adamw", "one_cycle")])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer_id": "adam", "scheduler_id": "none"},
+        {"optimizer_id": "sgd", "scheduler_id": "step"},
+        {"optimizer_id": "adamw", "scheduler_id": "one_cycle", "hard_fraction": 0.3},
+    ],
+)
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
-    digits: Prepared, tmp_path: Path, optimizer_id: str, scheduler_id: str
+    digits: Prepared, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    changes: dict[str, Any] = {"optimizer_id": optimizer_id, "scheduler_id": scheduler_id}
     whole = training(digits, **changes)
     expected = weights_after(whole)
 
@@ -104,14 +112,14 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
 
     def save_and_stop() -> None:
         stopped.save(path, IDENTITY)
-        if len(stopped.progress.epochs) == 2:
+        if len(stopped.progress.epochs) == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         stopped.run(save_and_stop)
     resumed = training(digits, **changes)
     assert resumed.restore(path, IDENTITY)
-    assert len(resumed.progress.epochs) == 2
+    assert len(resumed.progress.epochs) == 3
     assert weights_after(resumed) == expected
     assert resumed.progress.batches == whole.progress.batches
 
@@ -161,7 +169,8 @@ def test_max_steps_ends_a_run_within_an_epoch_and_its_schedule_with_it(
     assert [done.count(epoch + 1) for epoch in range(len(progress.epochs))] == steps
     assert progress.images_seen == 64 * sum(steps)
     factors = [row[3] / CONFIG.learning_rate for row in progress.batches]
-    assert factors == [pytest.approx(run.engine.schedule.factor(step, 5, sum(steps), 0)) for step in range(sum(steps))]
+    total, schedule = sum(steps), run.engine.schedule
+    assert factors == [pytest.approx(schedule.factor(step, step // 5, total, 0)) for step in range(total)]
 
 
 def test_a_loss_that_is_no_number_stops_and_names_the_batch(digits: Prepared) -> None:
@@ -309,7 +318,7 @@ def test_each_optimizer_finds_the_bottom_of_a_bowl(optimizer_id: str) -> None:
 @pytest.mark.parametrize("scheduler_id", registry.ids("schedules"))
 def test_each_schedule_stays_between_zero_and_the_peak(scheduler_id: str) -> None:
     schedule = registry.schedule(scheduler_id)
-    factors = [schedule.factor(step, 10, 100, 0.7) for step in range(100)]
+    factors = [schedule.factor(step, step // 10, 100, 0.7) for step in range(100)]
     assert all(0 < factor <= 1 for factor in factors)
     assert max(factors) == 1
     assert (factors[-1] < 0.05) == (scheduler_id != "none")
@@ -319,9 +328,10 @@ def test_each_schedule_stays_between_zero_and_the_peak(scheduler_id: str) -> Non
 def test_every_image_comes_once_an_epoch(digits: Prepared, augmentation: Any) -> None:
     originals = digits.train.images(slice(100))
     split = Split.whole(originals, np.arange(100))
-    batches = Batches(split, augmentation, 32, torch.device("cpu"))
-    drawn = list(batches.epoch(torch.Generator().manual_seed(0)))
-    assert len(drawn) == len(batches) == 4
+    sampler, batches = Sampler(100, 32, 1.0, 0, CPU), Batches(split, augmentation, CPU)
+    order, generator = sampler.order(0), torch.Generator().manual_seed(0)
+    drawn = [batches.draw(order[chosen], generator) for chosen in sampler.batches(0)]
+    assert len(drawn) == 4
     assert sorted(torch.cat([labels for _, labels in drawn]).tolist()) == list(range(100))
     padded = np.pad(originals, ((0, 0), (0, 0), (2, 2), (2, 2)))
     for images, labels in drawn:
@@ -335,13 +345,37 @@ def test_every_image_comes_once_an_epoch(digits: Prepared, augmentation: Any) ->
             assert any(np.array_equal(image, candidate) for candidate in allowed)
 
 
+def test_every_second_epoch_has_the_images_of_the_highest_loss_in_each_batch() -> None:
+    sampler = Sampler(100, 30, 0.2, 7, CPU)
+    sampler.losses = torch.rand(100, generator=torch.Generator().manual_seed(1))
+    assert [len(set(sampler.order(epoch).tolist())) for epoch in range(4)] == [100, 20, 100, 20]
+    assert sampler.batches(1) == [slice(0, 20)]
+    for epoch in (1, 3):
+        before, hard = sampler.order(epoch - 1), set(sampler.order(epoch).tolist())
+        for batch, count in zip(sampler.batches(epoch - 1), (6, 6, 6, 2), strict=True):
+            hardest = sorted(before[batch].tolist(), key=lambda image: -sampler.losses[image])[:count]
+            assert hard & set(before[batch].tolist()) == set(hardest)
+    assert sampler.order(1).tolist() != sampler.order(3).tolist()
+
+
+@pytest.mark.parametrize("hard_fraction", [0.5, 0.001])
+def test_the_losses_of_an_epoch_choose_the_images_of_the_next(digits: Prepared, hard_fraction: float) -> None:
+    run = training(digits, epochs=3, hard_fraction=hard_fraction, learning_rate=1e-9, model_id="mnist_fcn_v1")
+    progress = run.run(lambda: None)
+    hard = 5 * math.ceil(64 * hard_fraction)
+    assert progress.images_seen == 320 + hard + 320
+    assert [int(np.ceil(row[0])) for row in progress.batches].count(2) == math.ceil(hard / 64)
+    full, hardest, again = (epoch.train_loss for epoch in progress.epochs)
+    assert hardest > full
+    assert again == pytest.approx(full, rel=0.1)
+
+
 def test_affine_images_are_turned_and_moved_a_little(digits: Prepared) -> None:
     """Ink keeps its amount, and its centre moves by at most the shift and what turning about the middle adds."""
     originals = digits.train.images(slice(100))
     split = Split.whole(originals, np.arange(100))
-    drawn = list(Batches(split, "affine", 100, torch.device("cpu")).epoch(torch.Generator().manual_seed(0)))
-    images, labels = drawn[0]
-    before, after = torch.from_numpy(originals)[labels].float(), images
+    after, labels = Batches(split, "affine", CPU).draw(torch.randperm(100), torch.Generator().manual_seed(0))
+    before = torch.from_numpy(originals)[labels].float()
     assert after.shape == before.shape
     assert (after.sum((1, 2, 3)) / before.sum((1, 2, 3))).mean().item() == pytest.approx(1, abs=0.05)
     moved = (_centre(after) - _centre(before)).norm(dim=1)

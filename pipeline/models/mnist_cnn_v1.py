@@ -18,7 +18,14 @@ _BY_DATASET = {
         update={"epochs": 10, "batch_size": 64, "validation_fraction": 0.1, "augmentation": "shift"}
     ),
     "mnist_v1": RECIPE.model_copy(
-        update={"epochs": 5, "learning_rate": 0.02, "betas": (0.8, 0.95), "weight_decay": 0.2, "augmentation": "shift"}
+        update={
+            "epochs": 5,
+            "learning_rate": 0.02,
+            "betas": (0.8, 0.95),
+            "weight_decay": 0.2,
+            "augmentation": "shift",
+            "hard_fraction": 0.2,
+        }
     ),
     "fashion_mnist_v1": RECIPE.model_copy(update={"epochs": 5, "augmentation": "flip"}),
 }

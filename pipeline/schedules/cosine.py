@@ -5,5 +5,5 @@ import math
 DEPENDS_ON_TOTAL = True
 
 
-def factor(step: int, steps_per_epoch: int, total_steps: int, gamma: float) -> float:
+def factor(step: int, epoch: int, total_steps: int, gamma: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * step / total_steps))

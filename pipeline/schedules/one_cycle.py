@@ -5,7 +5,7 @@ DEPENDS_ON_TOTAL = True
 _RISE = 0.2
 
 
-def factor(step: int, steps_per_epoch: int, total_steps: int, gamma: float) -> float:
+def factor(step: int, epoch: int, total_steps: int, gamma: float) -> float:
     rising = max(1, round(_RISE * total_steps))
     if step < rising:
         return (step + 1) / rising

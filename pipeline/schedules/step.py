@@ -3,5 +3,5 @@
 DEPENDS_ON_TOTAL = False
 
 
-def factor(step: int, steps_per_epoch: int, total_steps: int, gamma: float) -> float:
-    return float(gamma ** (step // steps_per_epoch))
+def factor(step: int, epoch: int, total_steps: int, gamma: float) -> float:
+    return float(gamma**epoch)

@@ -1,7 +1,6 @@
 """Batches are index gathers from one uint8 tensor."""
 
 import warnings
-from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -29,13 +28,12 @@ class Normalise(torch.nn.Module):
 
 
 class Batches:
-    """The training images, drawn anew for each epoch.
+    """The training images, a batch at a time.
 
     On a CPU they stay where they are, also in a file larger than memory; another device gets all of the array.
     """
 
-    def __init__(self, split: Split, augmentation: Augmentation, batch_size: int, device: torch.device) -> None:
-        self._size = batch_size
+    def __init__(self, split: Split, augmentation: Augmentation, device: torch.device) -> None:
         self._device = device
         self._labels = torch.from_numpy(split.labels).to(device)
         with warnings.catch_warnings():
@@ -45,28 +43,8 @@ class Batches:
         self._rows = torch.from_numpy(split.rows).to(device)
         self._augment = AUGMENTATIONS[augmentation]
 
-    def __len__(self) -> int:
-        """Batches in an epoch, the last smaller one included."""
-        return -(-len(self._labels) // self._size)
-
-    @property
-    def slices(self) -> list[slice]:
-        """Which of an epoch's images are in each batch."""
-        count = len(self._labels)
-        return [slice(start, min(start + self._size, count)) for start in range(0, count, self._size)]
-
-    def epoch(
-        self,
-        generator: torch.Generator,
-        slices: Iterable[slice] | None = None,
-        augmenting: torch.Generator | None = None,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images [B, C, H, W] of 0 to 255 and labels [B] in the generator's order: all images, or only `slices`.
-
-        `augmenting`: where the augmentation is not drawn from that generator, too.
-        """
-        order = torch.randperm(len(self._labels), generator=generator)
-        for chosen in self.slices if slices is None else slices:
-            index = order[chosen].to(self._device)
-            images = self._images.index_select(0, self._rows[index])
-            yield self._augment(images, augmenting or generator), self._labels[index]
+    def draw(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Those images, by their numbers [B]: augmented ones [B, C, H, W] of 0 to 255, and labels [B]."""
+        images = images.to(self._device)
+        pixels = self._images.index_select(0, self._rows[images])
+        return self._augment(pixels, generator), self._labels[images]

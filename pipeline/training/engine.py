@@ -3,18 +3,22 @@
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import registry
 from pipeline.config import Autocast, TrainConfig
 from pipeline.specs import Classifier, OptimizerOptions, ParameterGroups
+from pipeline.training import seeds
 from pipeline.training.batches import Batches, Normalise
-from pipeline.training.group import Group
+from pipeline.training.group import ALONE, Group
 from pipeline.training.precision import DTYPES
+from pipeline.training.sampler import Sampler
 
 
 class Shard(NamedTuple):
@@ -40,9 +44,8 @@ class Shard(NamedTuple):
 class Engine:
     """A network, its optimizer and the training images on one device.
 
-    Randomness is drawn from (seed, epoch, rank) alone, so a run that goes on after any epoch does what
-    an uninterrupted one does. In another process that it is sent to, an engine has the same network and images,
-    in shared memory, and an optimizer without a history.
+    In another process that it is sent to, an engine has the same network, images and sampler, in shared memory, and
+    an optimizer without a history.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class Engine:
         network: Classifier,
         normalise: Normalise,
         batches: Batches,
+        sampler: Sampler,
         config: TrainConfig,
         device: torch.device,
         batch_limit: int | None = None,
@@ -60,12 +64,13 @@ class Engine:
         self.network = network
         self.normalise = normalise
         self.batches = batches
+        self.sampler = sampler
         self.rank = 0
-        self._processes = 1
+        self._group = ALONE
         self._batch_limit = batch_limit
-        self.steps_per_epoch = min(len(batches), batch_limit or len(batches))
-        whole = self.steps_per_epoch * config.epochs
-        self.total_steps = min(whole, config.max_steps or whole)
+        # Of each epoch its first step, and at last the end of the run.
+        ends = accumulate(len(sampler.batches(epoch)[:batch_limit]) for epoch in range(config.epochs))
+        self._first_steps = tuple(min(end, config.max_steps or end) for end in (0, *ends))
         self.schedule = registry.schedule(config.scheduler_id)
         self.losses = [(registry.loss(criterion.loss_id).loss, criterion.weight) for criterion in config.criteria]
         self.optimizer = registry.optimizer(config.optimizer_id).build(
@@ -83,7 +88,8 @@ class Engine:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
 
     def _parts(self, network: Classifier, precision: Autocast) -> tuple[Any, ...]:
-        return network, self.normalise, self.batches, self.config, self.device, self._batch_limit, precision
+        engine = self.batches, self.sampler, self.config, self.device, self._batch_limit
+        return network, self.normalise, *engine, precision
 
     def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
         return type(self), self._parts(self.network, self.precision)
@@ -94,30 +100,50 @@ class Engine:
 
     def distribute(self, group: Group) -> None:
         """From now on the gradients are the means over all processes of the group."""
-        self.rank, self._processes = group.rank, group.size
+        self.rank, self._group = group.rank, group
         if group.size > 1:
             devices = [self.device] if self.device.type == "cuda" else None
             self.forward = DistributedDataParallel(self.network, devices)
 
+    @property
+    def total_steps(self) -> int:
+        return self._first_steps[-1]
+
+    def steps(self, epoch: int) -> int:
+        """How many the epoch has; 0: the run ends before it."""
+        return self._first_steps[epoch + 1] - self._first_steps[epoch]
+
     def epoch(self, epoch: int, shards: Sequence[Shard]) -> Iterator[tuple[int, Tensor]]:
         """Train on the shards; yields each batch's number and its metrics, as `step` returns them."""
-        order = _generator(self.config.seed, epoch, stream=0)
+        seed, rank = self.config.seed, self.rank
+        order = self.sampler.order(epoch)
         # All processes have one order, and each its own augmentation and dropout.
-        augmenting = _generator(self.config.seed, epoch, stream=0, rank=self.rank) if self.rank else None
-        torch.manual_seed(_seed(self.config.seed, epoch, stream=1, rank=self.rank))
+        augmenting = seeds.generator(seed, epoch, "augmentation", rank)
+        torch.manual_seed(seeds.seed_of(seed, epoch, "network", rank))
+        is_choosing = self.sampler.is_hard(epoch + 1)
+        if is_choosing and self._group.size > 1:
+            self.sampler.losses.zero_()
         self.network.train()
-        drawn = self.batches.epoch(order, [shard.images for shard in shards], augmenting)
-        for shard, (images, labels) in zip(shards, drawn, strict=True):
-            yield shard.batch, self.step(images, labels, epoch * self.steps_per_epoch + shard.batch, shard.share)
+        for shard in shards:
+            chosen = order[shard.images].to(self.device)
+            images, labels = self.batches.draw(chosen, augmenting)
+            scores, metrics = self.step(images, labels, epoch, shard.batch, shard.share)
+            if is_choosing:
+                log_probabilities = self.network.log_probabilities(scores)
+                self.sampler.losses[chosen] = functional.nll_loss(log_probabilities, labels, reduction="none")
+            yield shard.batch, metrics
+        if is_choosing:
+            # Each process has those of its shards.
+            self._group.total(self.sampler.losses)
 
-    def step(self, images: Tensor, labels: Tensor, step: int, share: float = 1.0) -> Tensor:
-        """One update. Returns loss, accuracy, learning rate and gradient norm [4], still on the device.
+    def step(self, images: Tensor, labels: Tensor, epoch: int, batch: int, share: float = 1.0) -> tuple[Tensor, Tensor]:
+        """One update. Returns scores [B, K], and loss, accuracy, learning rate and gradient norm [4], on the device.
 
-        Where the images are a share of the batch these are that share of the batch's means.
+        Where the images are a share of the batch these four are that share of the batch's means.
         """
         config = self.config
         learning_rate = config.learning_rate * self.schedule.factor(
-            step, self.steps_per_epoch, self.total_steps, config.gamma
+            self._first_steps[epoch] + batch, epoch, self.total_steps, config.gamma
         )
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -127,13 +153,14 @@ class Engine:
         loss = self.loss(scores, labels, config.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         # The mean over the batch's images, where processes with unequal shares take the mean of their gradients.
-        self.scaler.scale(loss * (share * self._processes)).backward()
+        self.scaler.scale(loss * (share * self._group.size)).backward()
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), config.gradient_clip_norm or math.inf)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        accuracy = (scores.detach().argmax(1) == labels).float().mean()
-        return torch.stack([loss.detach(), accuracy, norm.new_tensor(learning_rate), norm]) * share
+        scores = scores.detach()
+        accuracy = (scores.argmax(1) == labels).float().mean()
+        return scores, torch.stack([loss.detach(), accuracy, norm.new_tensor(learning_rate), norm]) * share
 
     def pixels(self, images: Tensor) -> Tensor:
         """uint8 [B, C, H, W] to what the network takes."""
@@ -147,11 +174,16 @@ class Engine:
 
     def state(self) -> dict[str, Any]:
         """Beside the network's weights, all that the next step depends on."""
-        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "losses": self.sampler.losses,
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        self.sampler.losses.copy_(state["losses"])
 
 
 def _parameter_groups(network: nn.Module, weight_decay: float) -> ParameterGroups:
@@ -161,12 +193,3 @@ def _parameter_groups(network: nn.Module, weight_decay: float) -> ParameterGroup
         {"params": [parameter for parameter in parameters if parameter.ndim > 1], "weight_decay": weight_decay},
         {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
     ]
-
-
-def _generator(seed: int, epoch: int, stream: int, rank: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(_seed(seed, epoch, stream, rank))
-
-
-def _seed(seed: int, epoch: int, stream: int, rank: int = 0) -> int:
-    """Seeds that differ for each (seed, epoch, stream, rank), in 63 bits."""
-    return ((seed * 1_000_003 + epoch) * 2 + stream + (rank << 48)) % 2**63

@@ -26,9 +26,10 @@ def workers(engine: Engine, count: int, states: Sequence[dict[str, Any]]) -> Ite
 
     `states`: those of the workers of an earlier run, or none. InputError where there are fewer batches than processes.
     """
-    if count > len(engine.batches):
+    batches = len(engine.sampler.batches(0))
+    if count > batches:
         raise InputError(
-            f"--num-processes {count} is more than the {len(engine.batches)} batches of an epoch: use fewer processes "
+            f"--num-processes {count} is more than the {batches} batches of an epoch: use fewer processes "
             "or a smaller --batch-size"
         )
     started: list[_Worker] = []

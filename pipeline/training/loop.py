@@ -22,6 +22,7 @@ from pipeline.training.batches import Batches, Normalise
 from pipeline.training.engine import Engine, Shard
 from pipeline.training.group import ALONE, Group
 from pipeline.training.progress import Progress
+from pipeline.training.sampler import Sampler
 from pipeline.training.validation import validate
 
 _log = logging.getLogger(__name__)
@@ -65,8 +66,9 @@ class Training:
         train, self._validation = data
         self.config = config
         self.network = network.to(device).to(memory_format=torch.channels_last)
-        batches = Batches(train, config.augmentation, config.batch_size, device)
-        self.engine = Engine(network, normalise.to(device), batches, config, device, batch_limit)
+        batches = Batches(train, config.augmentation, device)
+        sampler = Sampler(len(train), config.batch_size, config.hard_fraction, config.seed, device)
+        self.engine = Engine(network, normalise.to(device), batches, sampler, config, device, batch_limit)
         self._steps: Steps = self.engine
         self._group = group
         self._num_processes = num_processes
@@ -98,8 +100,8 @@ class Training:
         return progress
 
     def _is_done(self) -> bool:
-        steps = len(self.progress.epochs) * self.engine.steps_per_epoch
-        return steps >= self.engine.total_steps or self.progress.stopped_early
+        epochs = len(self.progress.epochs)
+        return self.progress.stopped_early or epochs >= self.config.epochs or self.engine.steps(epochs) == 0
 
     def _run_epochs(self, after_epoch: Callable[[], None]) -> None:
         progress, patience = self.progress, self.config.early_stopping_patience
@@ -114,8 +116,8 @@ class Training:
 
     def _epoch(self, epoch: int) -> Epoch:
         started = time.perf_counter()
-        steps = min(self.engine.steps_per_epoch, self.engine.total_steps - epoch * self.engine.steps_per_epoch)
-        images = self.engine.batches.slices[:steps]
+        steps = self.engine.steps(epoch)
+        images = self.engine.sampler.batches(epoch)[:steps]
         shards = [Shard.of(batch, chosen, self._group) for batch, chosen in enumerate(images)]
         rows: list[Tensor] = []
         first = len(self.progress.batches)
@@ -130,7 +132,7 @@ class Training:
 
     def _read(self, rows: list[Tensor], epoch: int, batch: int) -> str:
         """Bring the metrics of some batches to the host: the only wait for the device inside an epoch."""
-        steps = self.engine.steps_per_epoch
+        steps = len(self.engine.sampler.batches(epoch))
         values_by_batch = self._group.total(torch.stack(rows)).tolist()
         for number, values in enumerate(values_by_batch, start=batch + 2 - len(rows)):
             loss, accuracy, learning_rate, norm = values
@@ -163,8 +165,12 @@ class Training:
             validation_accuracy=validation_accuracy,
             learning_rate=rows[-1][3],
             seconds=seconds,
+            is_hard=self.engine.sampler.is_hard(epoch),
         )
-        line = f"epoch {epoch + 1:3d}/{self.config.epochs}  train {record.train_loss:.4f} {record.train_accuracy:.2%}"
+        images = "train on the hardest" if record.is_hard else "train"
+        line = (
+            f"epoch {epoch + 1:3d}/{self.config.epochs}  {images} {record.train_loss:.4f} {record.train_accuracy:.2%}"
+        )
         if validation_loss is not None:
             self._demand_finite(validation_loss, f"the validation loss became {validation_loss} in epoch {epoch + 1}")
             line += f"  validation {validation_loss:.4f} {validation_accuracy:.2%}"

@@ -37,11 +37,11 @@ def _faster(engine: "Engine") -> Autocast:
     """fp32 or bf16, by some steps of each on copies of the network, in turn."""
     trials: dict[Autocast, Engine] = {"fp32": engine.copy("fp32"), "bf16": engine.copy("bf16")}
     fastest = dict.fromkeys(trials, float("inf"))
-    batch = next(engine.batches.epoch(torch.Generator().manual_seed(0)))
+    batch = engine.batches.draw(engine.sampler.order(0)[: engine.config.batch_size], torch.Generator())
     for step in range(_TRIAL_STEPS):
         for name, trial in trials.items():
             started = time.perf_counter()
-            trial.step(*batch, step).tolist()  # waits for the device
+            trial.step(*batch, 0, step)[1].tolist()  # waits for the device
             fastest[name] = min(fastest[name], time.perf_counter() - started)
     chosen: Autocast = "bf16" if fastest["bf16"] * _GAIN < fastest["fp32"] else "fp32"
     _log.info(
