@@ -50,16 +50,24 @@ def accepts(shape: Shape, classes: int) -> str | None:
 
 
 class Cnn(Classifier):
-    """Convolutions and one linear layer; `patterns` and `blocks` as for `features`."""
+    """Convolutions and one linear layer; `patterns` and `blocks` as for `features`.
 
-    def __init__(self, shape: Shape, classes: int, *, patterns: int, blocks: tuple[Block, ...]) -> None:
+    `mirrored`: once trained, the scores are the mean of those of a picture and its mirror image.
+    """
+
+    def __init__(
+        self, shape: Shape, classes: int, *, patterns: int, blocks: tuple[Block, ...], mirrored: bool = False
+    ) -> None:
         super().__init__()
+        self._mirrored = mirrored
         layers, maps = features(shape, patterns=patterns, blocks=blocks)
         self.features = nn.Sequential(*layers, nn.Flatten())
         self.classifier = nn.Linear(math.prod(maps), classes)
 
     def forward(self, images: Tensor) -> Tensor:
         scores: Tensor = self.classifier(self.features(images))
+        if self._mirrored and not self.training:
+            scores = (scores + self.classifier(self.features(images.flip(3)))) / 2
         return scores
 
 
