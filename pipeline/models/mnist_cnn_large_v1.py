@@ -19,7 +19,7 @@ _BY_DATASET = {
     "digits_v1": _GENERAL.model_copy(
         update={"epochs": 10, "batch_size": 64, "validation_fraction": 0.1, "augmentation": "shift"}
     ),
-    "mnist_v1": _GENERAL.model_copy(update={"augmentation": "affine"}),
+    "mnist_v1": _GENERAL.model_copy(update={"epochs": 11, "augmentation": "affine", "hard_fraction": 0.2}),
     "fashion_mnist_v1": _GENERAL.model_copy(update={"augmentation": "flip"}),
 }
 

@@ -19,7 +19,7 @@ _BY_DATASET = {
     ),
     "mnist_v1": RECIPE.model_copy(
         update={
-            "epochs": 5,
+            "epochs": 7,
             "learning_rate": 0.02,
             "betas": (0.8, 0.95),
             "weight_decay": 0.2,
