@@ -304,6 +304,8 @@ def test_torchscript_is_served_under_another_name(workplace: Workplace) -> None:
 
 
 def test_no_publish_judges_and_says_how_to_publish(workplace: Workplace) -> None:
+    # It need not even be one that can be read: only who publishes may have the rights.
+    (workplace.repository / "history.jsonl").write_text("{}\n")
     before = tree(workplace.repository)
     done = train_again(workplace, "--no-publish", "--skip-visualizations")
     assert done.returncode == 0, done.stderr
