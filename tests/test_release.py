@@ -329,10 +329,12 @@ def test_without_mnist_a_plain_run_takes_the_digits_and_says_so(tmp_path: Path) 
     assert "embedded digits_v1" in done.stderr
     assert "embedded digits_v1" in done.stdout
     assert not (tmp_path / "nothing").exists()
+    assert (tmp_path / "run" / "pipeline.log").read_text().count("stage train begins") == 1
 
 
-def test_a_data_set_that_is_named_is_never_replaced(tmp_path: Path) -> None:
-    done = run_command("train", "--dataset-id", "mnist_v1", "--data-dir", "nothing", "--dry-run", cwd=tmp_path)
+@pytest.mark.parametrize("named", [("--dataset-id", "mnist_v1"), ("--release-name", "production")])
+def test_mnist_is_never_replaced_where_it_or_the_release_is_named(named: tuple[str, str], tmp_path: Path) -> None:
+    done = run_command("train", *named, "--data-dir", "nothing", "--dry-run", cwd=tmp_path)
     assert done.returncode == 2
     assert "--data-dir" in done.stderr
     assert "digits_v1" in done.stderr

@@ -93,7 +93,8 @@ def _release(config: "RunConfig", flags: dict[str, Any], started: time.struct_ti
         try:
             release.run(config, outcome, processes, signer)
         except DataUnavailableError as error:
-            if flags["dataset_id"]:
+            # Under a name of the user's own, a network of other data would take the place of the one that is live.
+            if flags["dataset_id"] or flags["release_name"]:
                 raise
             _log.info("MNIST is not to be had here: going on with the embedded digits_v1 (%s)", error)
             config = _configure(flags, "digits_v1", fallback=True, started=started)
