@@ -76,6 +76,16 @@ def train_again(workplace: Workplace, *flags: str) -> subprocess.CompletedProces
     )
 
 
+def test_opening_a_run_folder_removes_its_own_unfinished_files_only(tmp_path: Path) -> None:
+    own = ("records/.gated.json.tmp", "logs/.metrics.json.tmp", "checkpoints/.last.pt.tmp")
+    others = (".model.tar.tmp", "checkpoints/.notes.tmp", "other/checkpoints/.last.pt.tmp")
+    for path in map(tmp_path.joinpath, (*own, *others)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    with RunFolder(tmp_path).open():
+        assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.tmp")} == set(others)
+
+
 def test_run_folder_holds_what_the_specification_lists(released: Workplace) -> None:
     assert [name for name in RUN_FILES if not (released.run / name).is_file()] == []
 
