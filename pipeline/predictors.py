@@ -84,7 +84,7 @@ def of_run(run: Path) -> Predictor:
             raise InputError(f"{path} is not as it was exported: run the same bin/train command again")
         ask = open_file(path, file.format, config.train.model_id, data)
     else:
-        path = folder.checkpoint
+        path = config.checkpoint or folder.checkpoint
         ask = _checkpoint(path, config.train, data)
     return _of_file(config.release_name, None, str(path), _sha256(path), Origin(config.train, data), ask)
 

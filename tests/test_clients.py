@@ -171,7 +171,10 @@ def test_a_run_is_measured_by_its_served_file_or_else_by_its_checkpoint(
     network = evaluate(tmp_path, run=folder.root)
     assert_as_recorded(network, Evaluated.load(folder.record("evaluated")).metrics)
     assert network.answered_by == str(folder.checkpoint)
-    folder.checkpoint.unlink()
+    elsewhere = folder.checkpoint.rename(tmp_path / "network.pt")
+    config.model_copy(update={"checkpoint": elsewhere}).save(folder.record("config"))
+    assert evaluate(tmp_path, run=folder.root) == network.model_copy(update={"answered_by": str(elsewhere)})
+    elsewhere.unlink()
     with pytest.raises(InputError, match="nothing was exported: run bin/train without --no-save-model"):
         evaluate(tmp_path, run=folder.root)
 
