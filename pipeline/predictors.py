@@ -104,18 +104,19 @@ def of_checkpoint(path: Path, data_dir: Path) -> Predictor:
 
 def of_release(store: Store, name: str, version: int) -> Predictor:
     """The file of a version that Triton loads, here on the CPU. InputError where any of the version's was altered."""
-    repository.verify_version(store, name, version)
-    release = repository.release(store, name, version)
+    files = dict(repository.verified_files(store, name, version))
+    where = f"{store.location}/{name}/{version}"
+    release = repository.Release.parse(files[repository.RELEASE], f"{where}/{repository.RELEASE}")
     served_format = release.gated.served_format
-    path = f"{name}/{version}/{repository.MODEL_FILES[served_format]}"
-    content = store.read(path)
+    file_name = repository.MODEL_FILES[served_format]
+    content = files[file_name]
     # Both runtimes have read all of it when they have opened it.
     with tempfile.NamedTemporaryFile() as file:
         file.write(content)
         file.flush()
         ask = open_file(Path(file.name), served_format, release.config.train.model_id, release.data)
-    where, sha256 = f"{store.location}/{path}", repository.sha256(content)
-    return _of_file(name, version, where, sha256, Origin(release.config.train, release.data), ask)
+    origin, sha256 = Origin(release.config.train, release.data), repository.sha256(content)
+    return _of_file(name, version, f"{where}/{file_name}", sha256, origin, ask)
 
 
 def origin(store: Store, name: str, version: int) -> Origin:

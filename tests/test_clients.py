@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from PIL import Image, ImageOps
 
-from pipeline import evaluation, inference
+from pipeline import evaluation, inference, predictors
 from pipeline.config import RunConfig
 from pipeline.errors import DataError, InputError, ServerError
 from pipeline.options import Named
@@ -195,6 +195,21 @@ def flip_a_byte(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
+
+
+def test_what_is_measured_are_the_bytes_that_were_verified(
+    released: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are read once: another file may lie there at a second time."""
+    read, paths = FileStore.read, []
+
+    def noted(store: FileStore, path: str) -> bytes:
+        paths.append(path)
+        return read(store, path)
+
+    monkeypatch.setattr(FileStore, "read", noted)
+    predictors.of_release(FileStore(released.repository), NAME, 1)
+    assert [paths.count(f"{NAME}/1/{file}") for file in ("model.onnx", "release.json")] == [1, 1]
 
 
 def test_what_was_altered_is_not_measured(released: Workplace, tmp_path: Path) -> None:
