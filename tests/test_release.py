@@ -325,6 +325,12 @@ def test_no_publish_judges_and_says_how_to_publish(workplace: Workplace) -> None
     assert "plots/" not in (workplace.run / "model_card" / "digits_model_card.md").read_text()
 
 
+def test_a_format_that_is_not_served_is_judged_without_a_server(workplace: Workplace) -> None:
+    done = train_again(workplace, "--export-format", "pytorch", "--no-publish", "--skip-visualizations")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"passed the gates {NAME}: no server was asked, as pytorch is not what is served")
+
+
 @pytest.mark.parametrize("flag", ["--dry-run", "--skip-export"])
 def test_nothing_is_judged_or_published(flag: str, tmp_path: Path) -> None:
     done = run_command("train", "--dataset-id", "digits_v1", "--epochs", "1", flag, "--output-dir", "run", cwd=tmp_path)
