@@ -58,7 +58,7 @@ def command(quiet: bool, **flags: Any) -> None:
 
 
 def _configure(flags: dict[str, Any], dataset_id: str, *, fallback: bool, started: time.struct_time) -> "RunConfig":
-    """With --add-epochs the checkpoint decides on the total."""
+    """With --add-epochs the checkpoint decides on the total, and where that stays so, on the steps."""
     from pipeline.settings import configure
 
     config = configure(flags, dataset_id, fallback=fallback, started=started)
@@ -74,7 +74,9 @@ def _configure(flags: dict[str, Any], dataset_id: str, *, fallback: bool, starte
     epochs = flags["add_epochs"] + (checkpoint.epochs(path) if config.resume else 0)
     if not epochs:
         raise InputError(f"--add-epochs 0: there is no checkpoint at {path} to go on from: train first")
-    return configure({**flags, "epochs": epochs}, dataset_id, fallback=fallback, started=started)
+    steps = flags["max_steps"] or (None if flags["add_epochs"] else checkpoint.origin(path).config.max_steps)
+    flags = {**flags, "epochs": epochs, "max_steps": steps}
+    return configure(flags, dataset_id, fallback=fallback, started=started)
 
 
 def _release(config: "RunConfig", flags: dict[str, Any], started: time.struct_time, *, quiet: bool) -> None:
