@@ -24,6 +24,7 @@ from publishers import DONE, NOT_REACHED, STORAGE_ERROR, die, disturb, fork, hav
 
 from pipeline.config import Criterion, GateConfig, RunConfig, TrainConfig
 from pipeline.errors import FolderError, GateError, InputError, SignatureError, StorageError, VerdictError
+from pipeline.publication import publish_run
 from pipeline.records import (
     Assembled,
     BatchSeries,
@@ -37,12 +38,12 @@ from pipeline.records import (
     Gated,
     Metrics,
     Published,
+    Record,
     Trained,
     Validated,
     Verified,
 )
 from pipeline.runfolder import RunFolder
-from pipeline.stages.publish import ReleaseInputs, publish
 from pipeline.triton import history, model_config, publishing, repository, storage, switching, verification
 from pipeline.triton.file_store import FileStore
 
@@ -739,15 +740,15 @@ class Run:
     def publish(self, root: Path, *, gate_passed: bool = True, check_passed: bool = True) -> Published:
         gates = (self.gate.model_copy(update={"passed": gate_passed}),)
         checks = (self.check.model_copy(update={"passed": check_passed}),)
-        inputs = ReleaseInputs(**{name: getattr(self.release, name) for name in ReleaseInputs._fields})
-        return publish(
-            self.assembled,
-            Gated(served_format="onnx", gates=gates),
-            self.validated.model_copy(update={"checks": checks}),
-            inputs,
-            self.folder,
-            FileStore(root),
-        )
+        judged = {
+            "assembled": self.assembled,
+            "gated": Gated(served_format="onnx", gates=gates),
+            "validated": self.validated.model_copy(update={"checks": checks}),
+        }
+        for name, record in {**dict(self.release), **judged}.items():
+            if isinstance(record, Record):
+                record.save(self.folder.record(name))
+        return publish_run(self.folder, FileStore(root))
 
 
 def test_the_published_version_is_the_validated_one_under_its_own_number(root: Path, tmp_path: Path) -> None:
