@@ -141,7 +141,7 @@ def newest(store: Store) -> str:
             return event.name
     known = names(store)
     if len(known) > 1:
-        raise InputError(f"which name was released last is not known in {store.location}: name one of {', '.join(known)}")
+        raise InputError(f"{store.location} has no history of what was released last: name one of {', '.join(known)}")
     if known:
         return known[0]
     raise InputError(f"nothing is released in {store.location}: run bin/train, or name --model-repository")

@@ -76,7 +76,9 @@ def open_store(location: str | Path) -> Store:
 
         return GithubStore(str(location))
     if "://" in str(location):
-        raise InputError(f"{location} is no model repository: expected a folder, s3://bucket/prefix or github:OWNER/NAME")
+        raise InputError(
+            f"{location} cannot be a repository: expected a folder, s3://bucket/prefix or github:OWNER/NAME"
+        )
     from pipeline.triton.file_store import FileStore
 
     return FileStore(Path(location))
