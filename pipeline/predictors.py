@@ -108,15 +108,17 @@ def of_release(store: Store, name: str, version: int) -> Predictor:
     where = f"{store.location}/{name}/{version}"
     release = repository.Release.parse(files[repository.RELEASE], f"{where}/{repository.RELEASE}")
     served_format = release.gated.served_format
-    file_name = repository.MODEL_FILES[served_format]
-    content = files[file_name]
+    path = repository.MODEL_FILES[served_format]
+    if path not in files:
+        raise InputError(f"{where} has no {path}, which its release.json says is served: publish the model again")
+    content = files[path]
     # Both runtimes have read all of it when they have opened it.
     with tempfile.NamedTemporaryFile() as file:
         file.write(content)
         file.flush()
         ask = open_file(Path(file.name), served_format, release.config.train.model_id, release.data)
-    origin, sha256 = Origin(release.config.train, release.data), repository.sha256(content)
-    return _of_file(name, version, f"{where}/{file_name}", sha256, origin, ask)
+    trained = Origin(release.config.train, release.data)
+    return _of_file(name, version, f"{where}/{path}", repository.sha256(content), trained, ask)
 
 
 def origin(store: Store, name: str, version: int) -> Origin:

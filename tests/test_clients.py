@@ -1,5 +1,6 @@
 """One release under one server: what bin/evaluate measures, bin/infer makes of files, and doc/Clients.md promises."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -221,6 +222,18 @@ def test_what_was_altered_is_not_measured(released: Workplace, tmp_path: Path) -
         evaluate(copy.repository)
     with pytest.raises(InputError, match=r"digits_model.onnx is not as it was exported"):
         evaluate(copy.repository, run=copy.run)
+
+
+def test_a_release_without_the_file_that_it_names_is_not_measured(released: Workplace, tmp_path: Path) -> None:
+    root = shutil.copytree(released.repository, tmp_path / "models")
+    (root / "history.jsonl").unlink()  # which has the hash of release.json
+    (root / NAME / "1" / "model.onnx").unlink()
+    path = root / NAME / "1" / "release.json"
+    content = json.loads(path.read_bytes())
+    del content["hashes"]["model.onnx"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"1 has no model\.onnx, which its release\.json says is served"):
+        evaluate(root)
 
 
 def test_what_cannot_be_measured_is_said(released: Workplace, server: Server, tmp_path: Path) -> None:
