@@ -37,7 +37,10 @@ def set_up(*, quiet: bool) -> None:
 
 
 def log_to(path: Path) -> None:
-    """From now on every line, of all levels, also goes to this file."""
+    """From now on every line, of all levels, also goes to this file, and to none that was named before."""
+    for earlier in _root.handlers[1:]:  # the first one is the screen's
+        _root.removeHandler(earlier)
+        earlier.close()
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     _root.addHandler(handler)

@@ -84,7 +84,7 @@ def of_run(run: Path) -> Predictor:
             raise InputError(f"{path} is not as it was exported: run the same bin/train command again")
         ask = open_file(path, file.format, config.train.model_id, data)
     else:
-        path = folder.checkpoint
+        path = config.checkpoint or folder.checkpoint
         ask = _checkpoint(path, config.train, data)
     return _of_file(config.release_name, None, str(path), _sha256(path), Origin(config.train, data), ask)
 
@@ -104,18 +104,21 @@ def of_checkpoint(path: Path, data_dir: Path) -> Predictor:
 
 def of_release(store: Store, name: str, version: int) -> Predictor:
     """The file of a version that Triton loads, here on the CPU. InputError where any of the version's was altered."""
-    repository.verify_version(store, name, version)
-    release = repository.release(store, name, version)
+    files = dict(repository.verified_files(store, name, version))
+    where = f"{store.location}/{name}/{version}"
+    release = repository.Release.parse(files[repository.RELEASE], f"{where}/{repository.RELEASE}")
     served_format = release.gated.served_format
-    path = f"{name}/{version}/{repository.MODEL_FILES[served_format]}"
-    content = store.read(path)
+    path = repository.MODEL_FILES[served_format]
+    if path not in files:
+        raise InputError(f"{where} has no {path}, which its release.json says is served: publish the model again")
+    content = files[path]
     # Both runtimes have read all of it when they have opened it.
     with tempfile.NamedTemporaryFile() as file:
         file.write(content)
         file.flush()
         ask = open_file(Path(file.name), served_format, release.config.train.model_id, release.data)
-    where, sha256 = f"{store.location}/{path}", repository.sha256(content)
-    return _of_file(name, version, where, sha256, Origin(release.config.train, release.data), ask)
+    trained = Origin(release.config.train, release.data)
+    return _of_file(name, version, f"{where}/{path}", repository.sha256(content), trained, ask)
 
 
 def origin(store: Store, name: str, version: int) -> Origin:

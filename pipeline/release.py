@@ -2,10 +2,10 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from pipeline import console, provenance, registry
 from pipeline.config import RunConfig
@@ -41,6 +41,7 @@ from pipeline.triton.store import open_store
 
 _log = logging.getLogger(__name__)
 
+P = ParamSpec("P")
 R = TypeVar("R", bound=Record)
 
 
@@ -101,6 +102,12 @@ def _run(config: RunConfig, folder: RunFolder, outcome: Outcome, group: Group, s
         record.save(folder.record(name))
         return record
 
+    def step(stage: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
+        """The record of a stage, which is timed under its own name, and kept under that of the record's class."""
+        with outcome.stage(stage.__name__):
+            record = stage(*arguments, **options)
+            return keep(type(record).__name__.lower(), record)
+
     with outcome.stage("prepare"):
         folder.clear_records()
         prepared = _prepare(config, group)
@@ -111,48 +118,34 @@ def _run(config: RunConfig, folder: RunFolder, outcome: Outcome, group: Group, s
     with outcome.stage("train"):
         trained, served = train(prepared, config, folder, group)
         keep("trained", trained)
-    with outcome.stage("evaluate"):
-        evaluated = outcome.evaluated = keep(
-            "evaluated", evaluate(served, test, data.labels, config.test_batch_size, folder)
-        )
+    evaluated = outcome.evaluated = step(evaluate, served, test, data.labels, config.test_batch_size, folder)
     if not config.export:
         _save_metrics(folder, trained, evaluated, None, None)
         return
-    with outcome.stage("export"):
-        exported = keep("exported", export(served, data, config.export_formats, folder))
-    with outcome.stage("verify"):
-        verified = outcome.verified = keep(
-            "verified", verify(exported, config.train.model_id, data, test, config.judged_format, folder)
-        )
-    with outcome.stage("benchmark"):
-        benchmarked = outcome.benchmarked = keep(
-            "benchmarked", benchmark(exported, config.train.model_id, data, test, folder)
-        )
+    model_id, judged_format = config.train.model_id, config.judged_format
+    exported = step(export, served, data, config.export_formats, folder)
+    verified = outcome.verified = step(verify, exported, model_id, data, test, judged_format, folder)
+    benchmarked = outcome.benchmarked = step(benchmark, exported, model_id, data, test, folder)
     _save_metrics(folder, trained, evaluated, verified, benchmarked)
     if config.dry_run:
         return
-    with outcome.stage("gate"):
-        gated = outcome.gated = keep(
-            "gated",
-            gate(exported, verified, benchmarked, config.judged_format, config.gates, config.default_gates),
-        )
+    gated = outcome.gated = step(
+        gate, exported, verified, benchmarked, judged_format, config.gates, config.default_gates
+    )
     # The server starts while the card is drawn.
-    wanted = gated.passed and config.judged_format == config.served_format
+    wanted = gated.passed and judged_format == config.served_format
     with starting_server(folder, config.validate_with) if wanted else nullcontext() as judge:
-        with outcome.stage("card"):
-            entry = registry.model(config.train.model_id)
-            inputs = CardInputs(
-                config, code, data, trained, evaluated, exported, verified, benchmarked, gated,
-                entry.TITLE, entry.DESCRIPTION, entry.REFERENCE,
-            )  # fmt: skip
-            carded = keep("carded", card(inputs, folder.root, visualizations=config.visualizations))
+        entry = registry.model(model_id)
+        inputs = CardInputs(
+            config, code, data, trained, evaluated, exported, verified, benchmarked, gated,
+            entry.TITLE, entry.DESCRIPTION, entry.REFERENCE,
+        )  # fmt: skip
+        carded = step(card, inputs, folder.root, visualizations=config.visualizations)
         demand_gates(gated)
         if not wanted:
             return
-        with outcome.stage("assemble"):
-            assembled = keep("assembled", assemble(config, data, exported, carded, folder))
-        with outcome.stage("validate"):
-            validated = outcome.validated = keep("validated", validate(assembled, data.labels, folder, judge))
+        assembled = step(assemble, config, data, exported, carded, folder)
+        validated = outcome.validated = step(validate, assembled, data.labels, folder, judge)
     demand_verdict(validated)
     if config.publish:
         with outcome.stage("publish"):

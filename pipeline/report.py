@@ -70,6 +70,8 @@ def _verdict(outcome: Outcome) -> str:
         return "export skipped: nothing was judged or published"
     if outcome.validated:
         return f"passed {name}: not published"
+    if outcome.gated and outcome.config.judged_format != outcome.config.served_format:
+        return f"passed the gates {name}: no server was asked, as {outcome.config.judged_format} is not what is served"
     return (
         f"stopped before a verdict on {name}; to go on: the same command with --output-dir {outcome.config.output_dir}"
     )

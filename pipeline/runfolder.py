@@ -68,9 +68,10 @@ class RunFolder:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             lock.acquire()
-            # A run that was killed while it wrote a file has left the unfinished one.
-            for temporary in self.root.rglob(".*.tmp"):
-                temporary.unlink()
+            # A run that was killed while it wrote a file has left the unfinished one; others are not ours.
+            for written in (self.record("*"), self.metrics, self.checkpoint):
+                for temporary in written.parent.glob(f".{written.name}.tmp"):
+                    temporary.unlink()
         except Timeout:
             raise FolderError(
                 f"{self.root} is in use by another run: wait for it or name another --output-dir"

@@ -1,5 +1,6 @@
 """One release under one server: what bin/evaluate measures, bin/infer makes of files, and doc/Clients.md promises."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from PIL import Image, ImageOps
 
-from pipeline import evaluation, inference
+from pipeline import evaluation, inference, predictors
 from pipeline.config import RunConfig
 from pipeline.errors import DataError, InputError, ServerError
 from pipeline.options import Named
@@ -171,7 +172,10 @@ def test_a_run_is_measured_by_its_served_file_or_else_by_its_checkpoint(
     network = evaluate(tmp_path, run=folder.root)
     assert_as_recorded(network, Evaluated.load(folder.record("evaluated")).metrics)
     assert network.answered_by == str(folder.checkpoint)
-    folder.checkpoint.unlink()
+    elsewhere = folder.checkpoint.rename(tmp_path / "network.pt")
+    config.model_copy(update={"checkpoint": elsewhere}).save(folder.record("config"))
+    assert evaluate(tmp_path, run=folder.root) == network.model_copy(update={"answered_by": str(elsewhere)})
+    elsewhere.unlink()
     with pytest.raises(InputError, match="nothing was exported: run bin/train without --no-save-model"):
         evaluate(tmp_path, run=folder.root)
 
@@ -194,6 +198,21 @@ def flip_a_byte(path: Path) -> None:
     path.write_bytes(content)
 
 
+def test_what_is_measured_are_the_bytes_that_were_verified(
+    released: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are read once: another file may lie there at a second time."""
+    read, paths = FileStore.read, []
+
+    def noted(store: FileStore, path: str) -> bytes:
+        paths.append(path)
+        return read(store, path)
+
+    monkeypatch.setattr(FileStore, "read", noted)
+    predictors.of_release(FileStore(released.repository), NAME, 1)
+    assert [paths.count(f"{NAME}/1/{file}") for file in ("model.onnx", "release.json")] == [1, 1]
+
+
 def test_what_was_altered_is_not_measured(released: Workplace, tmp_path: Path) -> None:
     shutil.copytree(released.folder, tmp_path / "copy")
     copy = Workplace(tmp_path / "copy", "")
@@ -203,6 +222,18 @@ def test_what_was_altered_is_not_measured(released: Workplace, tmp_path: Path) -
         evaluate(copy.repository)
     with pytest.raises(InputError, match=r"digits_model.onnx is not as it was exported"):
         evaluate(copy.repository, run=copy.run)
+
+
+def test_a_release_without_the_file_that_it_names_is_not_measured(released: Workplace, tmp_path: Path) -> None:
+    root = shutil.copytree(released.repository, tmp_path / "models")
+    (root / "history.jsonl").unlink()  # which has the hash of release.json
+    (root / NAME / "1" / "model.onnx").unlink()
+    path = root / NAME / "1" / "release.json"
+    content = json.loads(path.read_bytes())
+    del content["hashes"]["model.onnx"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"1 has no model\.onnx, which its release\.json says is served"):
+        evaluate(root)
 
 
 def test_what_cannot_be_measured_is_said(released: Workplace, server: Server, tmp_path: Path) -> None:

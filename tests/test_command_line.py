@@ -85,6 +85,7 @@ def test_the_reference_is_up_to_date() -> None:
         (["--dataset-id", "digits_v1", "--export-format", "pytorch"], "--export-format onnx"),
         (["--dataset-id", "digits_v1", "--output-dir", "file/run"], "--output-dir"),
         (["--dataset-id", "digits_v1", "--model-repository", "file"], "--model-repository"),
+        (["--dataset-id", "digits_v1", "--model-repository", "gs://bucket/models"], "expected a folder, s3://"),
         (["--dataset-id", "digits_v1", "--criterion-id", "capsule_loss_v1"], "has no meaning for mnist_cnn_v1"),
         (["--dataset-id", "digits_v1", "--image-size", "100"], "always have 28x28 pixels"),
         (["--epoch", "3"], "--epochs"),

@@ -88,6 +88,14 @@ def test_release_goes_on_from_the_checkpoint_and_trains_no_more(volume: Path) ->
     assert (volume / "model" / "mnist_cnn.pt").read_bytes() == weights
 
 
+def test_a_run_that_its_steps_have_ended_goes_on_without_training(tmp_path: Path) -> None:
+    command = ("train", "--dataset-id", "digits_v1", "--skip-export", "--output-dir", "run")
+    for epochs in (("--epochs", "1", "--max-steps", "2"), ("--add-epochs", "0")):
+        done = run_command(*command, *epochs, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert "going on after epoch 1 of 1" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("typed", "said"),
     [

@@ -76,6 +76,16 @@ def train_again(workplace: Workplace, *flags: str) -> subprocess.CompletedProces
     )
 
 
+def test_opening_a_run_folder_removes_its_own_unfinished_files_only(tmp_path: Path) -> None:
+    own = ("records/.gated.json.tmp", "logs/.metrics.json.tmp", "checkpoints/.last.pt.tmp")
+    others = (".model.tar.tmp", "checkpoints/.notes.tmp", "other/checkpoints/.last.pt.tmp")
+    for path in map(tmp_path.joinpath, (*own, *others)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    with RunFolder(tmp_path).open():
+        assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.tmp")} == set(others)
+
+
 def test_run_folder_holds_what_the_specification_lists(released: Workplace) -> None:
     assert [name for name in RUN_FILES if not (released.run / name).is_file()] == []
 
@@ -304,6 +314,8 @@ def test_torchscript_is_served_under_another_name(workplace: Workplace) -> None:
 
 
 def test_no_publish_judges_and_says_how_to_publish(workplace: Workplace) -> None:
+    # It need not even be one that can be read: only who publishes may have the rights.
+    (workplace.repository / "history.jsonl").write_text("{}\n")
     before = tree(workplace.repository)
     done = train_again(workplace, "--no-publish", "--skip-visualizations")
     assert done.returncode == 0, done.stderr
@@ -311,6 +323,12 @@ def test_no_publish_judges_and_says_how_to_publish(workplace: Workplace) -> None
     assert tree(workplace.repository) == before
     # The plots of the earlier run must not be taken for this one's.
     assert "plots/" not in (workplace.run / "model_card" / "digits_model_card.md").read_text()
+
+
+def test_a_format_that_is_not_served_is_judged_without_a_server(workplace: Workplace) -> None:
+    done = train_again(workplace, "--export-format", "pytorch", "--no-publish", "--skip-visualizations")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"passed the gates {NAME}: no server was asked, as pytorch is not what is served")
 
 
 @pytest.mark.parametrize("flag", ["--dry-run", "--skip-export"])
@@ -327,10 +345,12 @@ def test_without_mnist_a_plain_run_takes_the_digits_and_says_so(tmp_path: Path) 
     assert "embedded digits_v1" in done.stderr
     assert "embedded digits_v1" in done.stdout
     assert not (tmp_path / "nothing").exists()
+    assert (tmp_path / "run" / "pipeline.log").read_text().count("stage train begins") == 1
 
 
-def test_a_data_set_that_is_named_is_never_replaced(tmp_path: Path) -> None:
-    done = run_command("train", "--dataset-id", "mnist_v1", "--data-dir", "nothing", "--dry-run", cwd=tmp_path)
+@pytest.mark.parametrize("named", [("--dataset-id", "mnist_v1"), ("--release-name", "production")])
+def test_mnist_is_never_replaced_where_it_or_the_release_is_named(named: tuple[str, str], tmp_path: Path) -> None:
+    done = run_command("train", *named, "--data-dir", "nothing", "--dry-run", cwd=tmp_path)
     assert done.returncode == 2
     assert "--data-dir" in done.stderr
     assert "digits_v1" in done.stderr

@@ -24,6 +24,7 @@ from publishers import DONE, NOT_REACHED, STORAGE_ERROR, die, disturb, fork, hav
 
 from pipeline.config import Criterion, GateConfig, RunConfig, TrainConfig
 from pipeline.errors import FolderError, GateError, InputError, SignatureError, StorageError, VerdictError
+from pipeline.publication import publish_run
 from pipeline.records import (
     Assembled,
     BatchSeries,
@@ -37,13 +38,13 @@ from pipeline.records import (
     Gated,
     Metrics,
     Published,
+    Record,
     Trained,
     Validated,
     Verified,
 )
 from pipeline.runfolder import RunFolder
-from pipeline.stages.publish import ReleaseInputs, publish
-from pipeline.triton import history, model_config, publishing, repository, storage, switching
+from pipeline.triton import history, model_config, publishing, repository, storage, switching, verification
 from pipeline.triton.file_store import FileStore
 
 NAME = "digits"
@@ -311,6 +312,24 @@ def test_names_do_not_disturb_each_other(root: Path, candidate: Candidate) -> No
     assert repository.newest(FileStore(root)) == "b"
     assert repository.next_version(FileStore(root), "a") == 2
     assert repository.next_version(FileStore(root), "c") == 1
+
+
+def test_what_has_no_history_is_found_and_gone_back_to(root: Path, candidate: Candidate) -> None:
+    """As where a tar file of bin/zoo export was unpacked."""
+    candidate.publish(root)
+    candidate.publish(root)
+    (root / "history.jsonl").unlink()
+    assert repository.newest(FileStore(root)) == NAME
+    assert candidate.publish(root) == (3, 2)
+    assert [event.version for event in switching.prune(FileStore(root), NAME, 1).retired] == [1]
+    assert roll_back(root) == (3, 2)
+    with pytest.raises(InputError, match="no version before 2"):
+        roll_back(root)
+    assert verification.verify(FileStore(root)).problems == ()
+    candidate.publish(root, "other")
+    (root / "history.jsonl").unlink()
+    with pytest.raises(InputError, match=f"name one of {NAME}, other"):
+        repository.newest(FileStore(root))
 
 
 def test_newest_of_an_empty_repository_is_refused(root: Path) -> None:
@@ -721,15 +740,15 @@ class Run:
     def publish(self, root: Path, *, gate_passed: bool = True, check_passed: bool = True) -> Published:
         gates = (self.gate.model_copy(update={"passed": gate_passed}),)
         checks = (self.check.model_copy(update={"passed": check_passed}),)
-        inputs = ReleaseInputs(**{name: getattr(self.release, name) for name in ReleaseInputs._fields})
-        return publish(
-            self.assembled,
-            Gated(served_format="onnx", gates=gates),
-            self.validated.model_copy(update={"checks": checks}),
-            inputs,
-            self.folder,
-            FileStore(root),
-        )
+        judged = {
+            "assembled": self.assembled,
+            "gated": Gated(served_format="onnx", gates=gates),
+            "validated": self.validated.model_copy(update={"checks": checks}),
+        }
+        for name, record in {**dict(self.release), **judged}.items():
+            if isinstance(record, Record):
+                record.save(self.folder.record(name))
+        return publish_run(self.folder, FileStore(root))
 
 
 def test_the_published_version_is_the_validated_one_under_its_own_number(root: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pipeline.errors import PortInUseError, ServerError
 from pipeline.specs import Images, Probabilities
 from pipeline.triton import client, guard, model_config, ports
-from pipeline.triton.server import Server, ServerOptions, running
+from pipeline.triton.server import Server, ServerOptions, running, started
 
 SHAPE = (2, 3, 4)
 # What a naive reader of "<value>:<index>:<label>" or of a path would trip over.
@@ -475,6 +475,16 @@ def test_an_idle_server_ends_at_once_though_a_client_is_connected(models: Path) 
         begin = time.monotonic()
     assert time.monotonic() - begin < 1.5
     connected.close()
+
+
+def test_a_server_that_does_not_end_is_killed_and_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.triton.server._SECONDS_TO_END", 0.2)
+    options = ServerOptions(tmp_path, log_file=None, control="poll", exit_on_error=False, drain_seconds=0)
+    deaf = ["/bin/sh", "-c", "trap '' TERM; echo deaf; exec sleep 60"]
+    chosen = {"--http-port": 1, "--grpc-port": 2, "--metrics-port": 3}
+    with started(deaf, dict(os.environ), options, chosen) as ended:
+        wait_until(lambda: ended.log.tail(1) == "deaf")
+    assert not ended.is_alive()
 
 
 @pytest.mark.parametrize("ask", [client.classify_http, client.classify_grpc])

@@ -58,7 +58,7 @@ def command(quiet: bool, **flags: Any) -> None:
 
 
 def _configure(flags: dict[str, Any], dataset_id: str, *, fallback: bool, started: time.struct_time) -> "RunConfig":
-    """With --add-epochs the checkpoint decides on the total."""
+    """With --add-epochs the checkpoint decides on the total, and where that stays so, on the steps."""
     from pipeline.settings import configure
 
     config = configure(flags, dataset_id, fallback=fallback, started=started)
@@ -74,7 +74,9 @@ def _configure(flags: dict[str, Any], dataset_id: str, *, fallback: bool, starte
     epochs = flags["add_epochs"] + (checkpoint.epochs(path) if config.resume else 0)
     if not epochs:
         raise InputError(f"--add-epochs 0: there is no checkpoint at {path} to go on from: train first")
-    return configure({**flags, "epochs": epochs}, dataset_id, fallback=fallback, started=started)
+    steps = flags["max_steps"] or (None if flags["add_epochs"] else checkpoint.origin(path).config.max_steps)
+    flags = {**flags, "epochs": epochs, "max_steps": steps}
+    return configure(flags, dataset_id, fallback=fallback, started=started)
 
 
 def _release(config: "RunConfig", flags: dict[str, Any], started: time.struct_time, *, quiet: bool) -> None:
@@ -93,7 +95,8 @@ def _release(config: "RunConfig", flags: dict[str, Any], started: time.struct_ti
         try:
             release.run(config, outcome, processes, signer)
         except DataUnavailableError as error:
-            if flags["dataset_id"]:
+            # Under a name of the user's own, a network of other data would take the place of the one that is live.
+            if flags["dataset_id"] or flags["release_name"]:
                 raise
             _log.info("MNIST is not to be had here: going on with the embedded digits_v1 (%s)", error)
             config = _configure(flags, "digits_v1", fallback=True, started=started)

@@ -14,10 +14,11 @@ from pipeline.triton.store import open_store
 def assemble(config: RunConfig, data: DataInfo, exported: Exported, carded: Carded, folder: RunFolder) -> Assembled:
     """`candidate/<name>/config.pbtxt` and `candidate/<name>/<N>/` with every file of the version but release.json.
 
-    The number is the one that a publish would take now; it may take another.
+    The number is the one that a publish would take now; it may take another. Where nothing is to be published it is 1,
+    and the repository is not asked.
     """
     name, root = config.release_name, folder.candidate
-    number = repository.next_version(open_store(config.model_repository), name)
+    number = repository.next_version(open_store(config.model_repository), name) if config.publish else 1
     root.mkdir(exist_ok=True)
     for earlier in root.iterdir():  # the folder itself stays: a server is starting on it
         shutil.rmtree(earlier)

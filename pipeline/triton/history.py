@@ -112,5 +112,7 @@ def promotions(events: list[Event], name: str) -> list[int]:
             # What came before and after the one that is gone may be the same version.
             live = [version for version, before in zip(left, [None, *left], strict=False) if version != before]
         elif event.action != "finish":
+            if not live and event.previous is not None:  # unpacked from a tar file, which brings no history
+                live.append(event.previous)
             live.append(event.version)
     return live

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -200,11 +200,13 @@ def _stop(process: subprocess.Popen[bytes], seconds: float) -> None:
     assert process.stdin is not None
     process.stdin.close()  # so it stops the server
     try:
-        process.wait(seconds)
-    except BaseException:  # a second Ctrl-C, for one who does not want to wait for requests that run
-        process.terminate()
-        process.wait(_SECONDS_TO_END)
-        raise
+        try:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(seconds)
+        finally:  # also at a second Ctrl-C, of one who does not want to wait for requests that run
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_SECONDS_TO_END)
     finally:
         process.kill()
         process.wait()

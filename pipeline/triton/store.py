@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
+from pipeline.errors import InputError
 from pipeline.triton.history import Event
 
 
@@ -62,7 +63,10 @@ class Store(Protocol):
 
 
 def open_store(location: str | Path) -> Store:
-    """The store at a folder's path, at s3://... or at github:...; nothing is made or read yet."""
+    """The store at a folder's path, at s3://... or at github:...; nothing is made or read yet.
+
+    InputError for another URL.
+    """
     if str(location).startswith("s3://"):
         from pipeline.triton.s3 import S3Store
 
@@ -71,6 +75,10 @@ def open_store(location: str | Path) -> Store:
         from pipeline.triton.github import GithubStore
 
         return GithubStore(str(location))
+    if "://" in str(location):
+        raise InputError(
+            f"{location} cannot be a repository: expected a folder, s3://bucket/prefix or github:OWNER/NAME"
+        )
     from pipeline.triton.file_store import FileStore
 
     return FileStore(Path(location))
