@@ -311,6 +311,9 @@ def test_names_do_not_disturb_each_other(root: Path, candidate: Candidate) -> No
     assert repository.newest(FileStore(root)) == "b"
     assert repository.next_version(FileStore(root), "a") == 2
     assert repository.next_version(FileStore(root), "c") == 1
+    (root / "history.jsonl").unlink()
+    with pytest.raises(InputError, match="name one of a, b"):
+        repository.newest(FileStore(root))
 
 
 def test_newest_of_an_empty_repository_is_refused(root: Path) -> None:

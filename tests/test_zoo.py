@@ -34,7 +34,17 @@ from test_repository import (
 from test_triton_server import LABELS, MATRIX, SHAPE, expected, images, onnx_model, options
 
 from pipeline.errors import ConflictError, InputError, ServerError
-from pipeline.triton import client, history, model_config, publishing, repository, switching, transfer, verification
+from pipeline.triton import (
+    client,
+    history,
+    inspection,
+    model_config,
+    publishing,
+    repository,
+    switching,
+    transfer,
+    verification,
+)
 from pipeline.triton.file_store import FileStore
 from pipeline.triton.history import Event
 from pipeline.triton.server import running
@@ -102,6 +112,19 @@ def test_a_version_between_two_promotions_of_another_may_go(store: FileStore) ->
     switching.retire(store, NAME, 3, force=True)
     assert promotions(store) == [1, 2]
     assert switching.rollback(store, NAME).version == 1
+
+
+def test_what_was_live_before_the_history_began_can_come_back(store: FileStore, root: Path, tmp_path: Path) -> None:
+    """As where a tar file was unpacked into a repository by hand."""
+    (root / "history.jsonl").unlink()
+    assert repository.newest(store) == NAME
+    assert Candidate(tmp_path / "another").publish(root) == (4, 3)
+    assert inspection.name_details(store, NAME).next_rollback == 3
+    assert [event.version for event in switching.prune(store, NAME, 1).retired] == [1, 2]
+    assert switching.rollback(store, NAME).version == 3
+    with pytest.raises(InputError, match="nothing to roll back to"):
+        switching.rollback(store, NAME)
+    assert problems(store) == []
 
 
 @pytest.mark.parametrize(("version", "said"), [(3, "is live already"), (7, "no version 7: known: 1, 2, 3")])

@@ -134,11 +134,16 @@ def next_version(store: Store, name: str) -> int:
 
 
 def newest(store: Store) -> str:
-    """The name that was published or rolled back last; InputError where there is none."""
+    """The name that was published or rolled back last; InputError where the history does not tell."""
     for event in reversed(store.events()):
         # Of a publisher that was killed there is only the intent: the config tells how it ended.
         if event.state != "abandoned" and live_version(store, event.name) == event.version:
             return event.name
+    known = names(store)
+    if len(known) == 1:
+        return known[0]
+    if known:
+        raise InputError(f"{store.location} does not tell what was released last: name one of {', '.join(known)}")
     raise InputError(f"nothing is released in {store.location}: run bin/train, or name --model-repository")
 
 
