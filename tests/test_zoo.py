@@ -474,6 +474,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "stray file": (lambda root: (root / NAME / "notes.txt").touch(), r"notes\.txt is neither"),
     "stray folder": (lambda root: (root / NAME / "old").mkdir(), "old is neither"),
     "stray name": (lambda root: (root / "staging").mkdir(), "no version in it"),
+    "name": (lambda root: shutil.rmtree(root / NAME), "version 3 was published and is not there"),
 }
 
 
@@ -485,6 +486,32 @@ def test_verify_names_what_is_wrong(store: FileStore, root: Path, damage: str) -
     before = tree(root)
     assert re.search(said, "\n".join(problems(store)))
     assert tree(root) == before
+
+
+class Disturbed(FileStore):
+    """What somebody else does while the first model is read."""
+
+    def __init__(self, root: Path, meanwhile: Callable[[], object]) -> None:
+        super().__init__(root)
+        self.meanwhile = [meanwhile]
+
+    def read(self, path: str) -> bytes:
+        if path.endswith("model.onnx") and self.meanwhile:
+            self.meanwhile.pop()()
+        return super().read(path)
+
+
+def test_what_changes_while_it_verifies_is_no_problem(store: FileStore, root: Path, candidate: Candidate) -> None:
+    for change in (
+        lambda: candidate.publish(root),
+        lambda: switching.rollback(store, NAME),
+        lambda: switching.retire(store, NAME, 1),
+        lambda: candidate.publish(root, "another"),
+    ):
+        assert problems(Disturbed(root, change)) == []
+    (root / NAME / "2" / "labels.txt").write_text("other\n")
+    (problem,) = problems(Disturbed(root, lambda: candidate.publish(root)))
+    assert "2/labels.txt is not as it was released" in problem
 
 
 def test_a_damaged_config_hides_no_other_problem(store: FileStore, root: Path) -> None:

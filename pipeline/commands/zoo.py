@@ -102,7 +102,11 @@ def _verify(store: "Store", named: options.Named | None, **whom: Any) -> "Verifi
     from pipeline.triton import signing, verification
 
     name, version = named or (None, None)
-    return verification.verify(store, name, version, signing.signatories(**whom))
+    found = verification.verify(store, name, version, signing.signatories(**whom))
+    if not found.versions and not found.problems:
+        # As where a mount is missing.
+        raise InputError(f"{store.location} holds no models: expected a model repository; name --model-repository")
+    return found
 
 
 @command.command("publish", context_settings=CONTEXT)
