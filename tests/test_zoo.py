@@ -213,6 +213,15 @@ def test_prune_keeps_the_newest_and_what_is_needed(store: FileStore, root: Path,
     assert problems(store) == []
 
 
+def test_prune_removes_nothing_where_one_name_is_damaged(store: FileStore, root: Path, candidate: Candidate) -> None:
+    candidate.publish(root, "zebra")
+    (root / "zebra" / "config.pbtxt").write_text("version_policy {", encoding="utf-8")
+    before = tree(root)
+    with pytest.raises(InputError, match="not a Triton model config"):
+        switching.prune(store, None, 1)
+    assert tree(root) == before
+
+
 class Counting(FileStore):
     """Counts how often its history is read."""
 
