@@ -177,7 +177,8 @@ def published(answer: Published) -> str:
 
 @text.register
 def _(answer: Pulled) -> RenderableType:
-    return "\n".join(map(published, answer.names)) or f"nothing is live in {answer.source}"
+    refused = (f"  refused     {one.name}: {one.reason}" for one in answer.refused)
+    return "\n".join([*map(published, answer.names), *refused])
 
 
 @text.register

@@ -42,7 +42,7 @@ def publish(store: Store, folder: Path, *, promote: bool = True) -> Published:
 
 
 def follow(store: Store, host: FileStore, **given: Any) -> Published:
-    return transfer.follow(open_store(store.location), host, [NAME], **{"trust": False, **given}).names[0]
+    return transfer.follow(open_store(store.location), host, NAME, **{"trust": False, **given})
 
 
 def problems(store: Store) -> list[str]:

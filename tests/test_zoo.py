@@ -774,6 +774,22 @@ def test_answers_for_people(released: Workplace, arguments: list[str], shown: li
         assert re.search(line, done.stdout), done.stdout
 
 
+def test_a_name_that_is_refused_keeps_no_other_from_coming(root: Path, tmp_path: Path) -> None:
+    for name in ("a", "b", "c", "d"):
+        source = make_source(tmp_path / name)
+        backend = "pytorch" if name == "b" else "onnxruntime"
+        own = model_config.build(name=name, backend=backend, shape=(1, 4, 4), classes=3, max_batch_size=1)
+        (source / "config.pbtxt").write_text(model_config.to_text(own), encoding="utf-8")
+        publishing.publish_version(FileStore(root), name, source, release_json(source))
+    (root / "c" / "1" / "model.onnx").write_bytes(b"other")
+    done = run_command("zoo", "pull", str(root), cwd=tmp_path)
+    assert done.returncode == 2
+    assert re.search(r"^error: b was not taken: .*give --trust; and 1 more$", done.stderr, re.MULTILINE)
+    for said in ("a version 1, live in model_repository", "refused +c: .*model.onnx is not as", "d version 1, live"):
+        assert re.search(said, done.stdout), done.stdout
+    assert repository.names(FileStore(tmp_path / "model_repository")) == ["a", "d"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -786,6 +802,8 @@ def test_answers_for_people(released: Workplace, arguments: list[str], shown: li
         (["diff", "a:1", "b:2"], "two names"),
         (["pull", "a", "b", "elsewhere"], "name one, or none for all"),
         (["install", "missing.tar"], "does not exist"),
+        (["verify"], "model_repository holds no models"),
+        (["pull", "elsewhere"], "nothing is live in elsewhere"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(tmp_path: Path, arguments: list[str], said: str) -> None:

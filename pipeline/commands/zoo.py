@@ -262,32 +262,41 @@ def _push(store: "Store", named: options.Named, location: str, reason: str) -> "
     return transfer.copy(store, open_store(location), named.name, named.version, trust=True, reason=reason)
 
 
+def _demand_all_taken(answer: "Published | Pulled") -> None:
+    from pipeline.triton.transfer import Pulled
+
+    if isinstance(answer, Pulled) and answer.refused:
+        first, *more = answer.refused
+        others = f"; and {len(more)} more" if more else ""
+        raise InputError(f"{first.name} was not taken: {first.reason}{others}")
+
+
 @command.command("pull", context_settings=CONTEXT)
 @cloup.argument("named", metavar="[NAME[:V]]", type=options.NAMED, nargs=-1)
 @cloup.argument("location")
 @_trust
 @_reason
-@_answers
+@partial(_answers, then=_demand_all_taken)
 def _pull(
     store: "Store", named: tuple[options.Named, ...], location: str, trust: bool, reason: str
 ) -> "Published | Pulled":
     """Make live here what is live in the repository at LOCATION, of one name or of all; or publish one version here.
 
     It may get another number here. What is here already is not fetched again; and a version that is named by its number
-    is then left as it is, live or not.
+    is then left as it is, live or not. Of all names, one that is refused keeps no other from coming.
     """
-    from pipeline.triton import repository, transfer
+    from pipeline.triton import transfer
     from pipeline.triton.store import open_store
 
     source = open_store(location)
     if not named:
-        return transfer.follow(source, store, repository.names(source), trust=trust, reason=reason)
+        return transfer.follow_all(source, store, trust=trust, reason=reason)
     if len(named) > 1:
         raise InputError(f"{len(named)} names are given: name one, or none for all")
     name, version = named[0]
     if version is not None:
         return transfer.copy(source, store, name, version, trust=trust, reason=reason)
-    return transfer.follow(source, store, [name], trust=trust, reason=reason).names[0]
+    return transfer.follow(source, store, name, trust=trust, reason=reason)
 
 
 @command.command("export", context_settings=CONTEXT)
