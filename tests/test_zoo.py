@@ -497,6 +497,12 @@ def test_verify_names_what_is_wrong(store: FileStore, root: Path, damage: str) -
     assert tree(root) == before
 
 
+def test_a_version_is_shown_where_the_name_has_no_config(store: FileStore, root: Path) -> None:
+    (root / NAME / "config.pbtxt").unlink()
+    details = inspection.version_details(store, NAME, 2)
+    assert (details.summary.version, details.summary.live, details.summary.loaded) == (2, False, False)
+
+
 class Disturbed(FileStore):
     """What somebody else does while the first model is read."""
 
