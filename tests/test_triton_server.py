@@ -10,12 +10,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -297,6 +299,34 @@ def test_no_server_is_said_to_be_not_there() -> None:
             client.models(url)
         with pytest.raises(ServerError):
             client.classify_grpc(url, "digits", images(1))
+
+
+@pytest.mark.parametrize("content", [b"<html>", b"", b"\xff", b"{}"])
+def test_what_is_no_triton_is_said_to_be_none(content: bytes) -> None:
+    """As a web server in development, which answers every path."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_POST = do_GET
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as other:
+        thread = threading.Thread(target=other.serve_forever, args=(0.01,))
+        thread.start()
+        url = f"127.0.0.1:{other.server_port}"
+        try:
+            with client.connected(url) as connection, pytest.raises(ServerError, match="digits is no Triton server"):
+                connection.describe("digits")
+        finally:
+            other.shutdown()
+            thread.join()
 
 
 def test_polling_goes_live_after_one_rename_and_no_request_fails(tmp_path: Path) -> None:

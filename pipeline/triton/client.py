@@ -67,12 +67,12 @@ class Connection:
         with _server(model):
             metadata = self._client.get_model_metadata(model, str(version or ""), **self._describing)
             answer = self._client.get_model_config(model, str(version or ""), **self._describing)
+            found = [
+                (tensor["name"], tensor["datatype"], len(tensor["shape"]))
+                for tensor in (*metadata["inputs"], *metadata["outputs"])
+            ]
         # Over gRPC it lies one level deeper.
         config = answer.get("config", answer)
-        found = [
-            (tensor["name"], tensor["datatype"], len(tensor["shape"]))
-            for tensor in (*metadata["inputs"], *metadata["outputs"])
-        ]
         batch = int(config.get("max_batch_size", 0))
         if found != [(INPUT, "UINT8", 4), (OUTPUT, "FP32", 2)] or not batch:
             raise InputError(
@@ -209,6 +209,11 @@ def _server(what: str) -> Iterator[None]:
         raise ServerError(f"the server refused a request for {what}: {_short(error.message())}") from None
     except (OSError, HTTPException) as error:  # the second where the server goes before it has answered
         raise ServerError(f"no Triton server answers for {what} ({error}): start bin/serve") from None
+    except (ValueError, KeyError) as error:  # not JSON, or without what Triton says
+        raise ServerError(
+            f"what answers for {what} is no Triton server ({type(error).__name__}: {error}): name another address, or "
+            "start bin/serve"
+        ) from None
 
 
 def _short(reason: str) -> str:
