@@ -160,13 +160,15 @@ def _promote(
     """
     from pipeline.triton import reload, switching
 
-    def change() -> "Event | Published":
-        if urls and not keep_live and (live := switching.already_live(store, *chosen)):
-            return live
-        return switching.promote(store, *chosen, keep_live=keep_live, reason=reason)
+    def back(promoted: "Event | Published") -> None:
+        switching.rollback(store, promoted.name, reason=_UNPROVEN)
 
+    if urls and not keep_live and (live := switching.already_live(store, *chosen)):
+        proven = reload.switch(store, urls, lambda: live, back)
+        # It said where the roll-back would have led; as nothing was changed, this version was live before.
+        return proven.model_copy(update={"previous": proven.version})
     return reload.switch(
-        store, urls, change, back=lambda promoted: switching.rollback(store, promoted.name, reason=_UNPROVEN)
+        store, urls, lambda: switching.promote(store, *chosen, keep_live=keep_live, reason=reason), back
     )
 
 
