@@ -49,6 +49,7 @@ class GithubStore:
         self._events: list[Event] | None = None
         self._assets: dict[Version, dict[str, str]] | None = None
         self._unpacked: dict[Version, dict[str, bytes]] = {}
+        self._sizes: dict[Version, dict[str, int]] = {}
 
     @property
     def location(self) -> str:
@@ -64,9 +65,12 @@ class GithubStore:
         return [str(version) for name, version in known if name == path] if path else [*{name for name, _ in known}]
 
     def files(self, folder: str) -> dict[str, int]:
-        name, _, version = folder.partition("/")
-        if version:
-            return {path: len(content) for path, content in self._content((name, int(version))).items()}
+        name, _, number = folder.partition("/")
+        if number:
+            version = (name, int(number))
+            if version not in self._sizes:
+                self._sizes[version] = {path: len(content) for path, content in self._content(version).items()}
+            return self._sizes[version]
         found = {}
         with suppress(FileNotFoundError):
             found[CONFIG] = len(self.read(f"{name}/{CONFIG}"))
@@ -84,7 +88,8 @@ class GithubStore:
         number, _, file = inner.partition("/")
         version = (name, int(number))
         # This one alone, so that a list of what there is needs no tar file.
-        content = self._asset(version, RELEASE) if file == RELEASE else self._content(version).get(file)
+        alone = file == RELEASE and version not in self._unpacked
+        content = self._asset(version, RELEASE) if alone else self._content(version).get(file)
         if content is None:
             raise FileNotFoundError(f"{path} is not in {self.location}")
         return content
