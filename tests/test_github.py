@@ -370,6 +370,19 @@ def test_a_release_that_was_exchanged_does_not_come(
     assert repository.names(host) == []
 
 
+@pytest.mark.parametrize("lost", ["release.json", f"{NAME}-v1.tar"])
+def test_a_release_that_has_lost_a_file_is_altered(
+    store: Store, github: GitHub, host: FileStore, tmp_path: Path, lost: str
+) -> None:
+    publish(store, tmp_path / "one")
+    (release,) = github.releases.values()
+    release["assets"] = [asset for asset in release["assets"] if asset["name"] != lost]
+    with pytest.raises(InputError, match=r"1/release\.json is not as it was released"):
+        follow(store, host)
+    (problem, *_) = problems(open_store(LOCATION))
+    assert "1/release.json is not as it was released" in problem
+
+
 def test_code_comes_only_when_trusted(store: Store, host: FileStore, tmp_path: Path) -> None:
     source = make_source(tmp_path / "source")
     publishing.publish_version(store, NAME, source, change_config(source, torchscript))

@@ -188,21 +188,19 @@ class GithubStore:
         return self._api.download(url)
 
     def _content(self, version: Version) -> dict[str, bytes]:
-        """All files of a version, by path; {} where it is not there."""
-        if version not in self._released():
+        """All files of a version, by path; {} where it is not there, or has lost its tar file or release.json."""
+        name, number = version
+        tar = f"{name}-v{number}.tar"
+        if not {tar, RELEASE} <= self._released().get(version, {}).keys():
             return {}
         if version not in self._unpacked:
-            name, number = version
             with storage.temporary_folder() as folder:
-                tar = folder / f"{name}-v{number}.tar"
-                tar.write_bytes(self._asset(version, tar.name))
-                packed = archive.read(tar)
+                (folder / tar).write_bytes(self._asset(version, tar))
+                packed = archive.read(folder / tar)
             if (packed.name, packed.version) != version:
-                raise InputError(f"{tar.name} in {self.location} holds version {packed.version} of {packed.name}")
+                raise InputError(f"{tar} in {self.location} holds version {packed.version} of {packed.name}")
             if packed.files.get(RELEASE) != self._asset(version, RELEASE):
-                raise InputError(
-                    f"{RELEASE} in {tar.name} is not the one beside it in {self.location}: one was altered"
-                )
+                raise InputError(f"{RELEASE} in {tar} is not the one beside it in {self.location}: one was altered")
             self._unpacked = {version: packed.files}  # of the last one; they may be large
         return self._unpacked[version]
 
