@@ -154,7 +154,8 @@ def published(answer: Published) -> str:
         return f"{where} is live again in {location}, after version {answer.previous}"
     if not answer.new:
         state = "live" if answer.live else f"not live, which version {answer.previous} is"
-        return f"{where} is this very release, in {location} already, and {state}: nothing was changed"
+        unsigned = "" if answer.signed else "; it is not signed there"
+        return f"{where} is this very release, in {location} already, and {state}: nothing was changed{unsigned}"
     if not answer.live and answer.previous is not None and answer.previous < answer.version:
         return (
             f"{where}, in {location}; version {answer.previous} stays live\n"

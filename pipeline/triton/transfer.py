@@ -178,4 +178,5 @@ def _installed(store: Store, arrival: Arrival, release_json: bytes) -> Published
         repository=store.location,
         live=version == live,
         new=False,
+        signed=repository.is_signed(store, name, version),
     )
