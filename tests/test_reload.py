@@ -67,7 +67,7 @@ def served(zoo: Zoo) -> Iterator[Serving]:
 
 def is_answered_by(url: str, matrix: np.ndarray) -> bool:
     asked = images(3)
-    return np.allclose(client.classify_http(url, NAME, asked), expected(asked, matrix), atol=1e-5)
+    return np.allclose(client.classify(url, NAME, asked), expected(asked, matrix), atol=1e-5)
 
 
 def go_back(zoo: Zoo) -> Callable[[Published], object]:

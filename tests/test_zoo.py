@@ -844,7 +844,7 @@ def test_a_server_follows_without_a_failed_request_or_a_needless_load(root: Path
         wanted = answers if version is None else [answers[version - 1]]
         while not stop.is_set():
             try:
-                answer = client.classify_http(url, NAME, batch, version)
+                answer = client.classify(url, NAME, batch, version)
                 if not any(np.allclose(answer, known, atol=1e-5) for known in wanted):
                     failures.append(f"an answer of another version: {answer}")
             except ServerError as error:
@@ -855,7 +855,7 @@ def test_a_server_follows_without_a_failed_request_or_a_needless_load(root: Path
 
         def answers_by(number: int, version: int | None = None) -> bool:
             try:
-                answer = client.classify_http(server.http_url, NAME, batch, version)
+                answer = client.classify(server.http_url, NAME, batch, version)
             except ServerError:
                 return False
             return np.allclose(answer, answers[number - 1], atol=1e-5)
