@@ -783,7 +783,7 @@ def test_answers_for_people(released: Workplace, arguments: list[str], shown: li
 def test_a_name_that_is_refused_keeps_no_other_from_coming(root: Path, tmp_path: Path) -> None:
     for name in ("a", "b", "c", "d"):
         source = make_source(tmp_path / name)
-        backend = "pytorch" if name == "b" else "onnxruntime"
+        backend: model_config.Backend = "pytorch" if name == "b" else "onnxruntime"
         own = model_config.build(name=name, backend=backend, shape=(1, 4, 4), classes=3, max_batch_size=1)
         (source / "config.pbtxt").write_text(model_config.to_text(own), encoding="utf-8")
         publishing.publish_version(FileStore(root), name, source, release_json(source))
