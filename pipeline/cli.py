@@ -47,7 +47,7 @@ def main() -> NoReturn:
         )
         _end(wrapped.exit_status, str(wrapped))
     except Exception as error:
-        _end(1, f"unexpected {type(error).__name__}: {error}; pipeline.log in the run's folder has the traceback")
+        _end(1, f"unexpected {type(error).__name__}: {error}; --debug shows the traceback")
 
 
 def _run(arguments: list[str]) -> None:

@@ -150,11 +150,12 @@ def published(answer: Published) -> str:
     """Where it is, and what to do with it."""
     name, location = answer.name, answer.repository
     where = f"  version     {name} version {answer.version}"
+    unsigned = "" if answer.signed else "; it is not signed there"
     if not answer.new and answer.live and answer.previous != answer.version:
-        return f"{where} is live again in {location}, after version {answer.previous}"
+        return f"{where} is live again in {location}, after version {answer.previous}{unsigned}"
     if not answer.new:
         state = "live" if answer.live else f"not live, which version {answer.previous} is"
-        return f"{where} is this very release, in {location} already, and {state}: nothing was changed"
+        return f"{where} is this very release, in {location} already, and {state}: nothing was changed{unsigned}"
     if not answer.live and answer.previous is not None and answer.previous < answer.version:
         return (
             f"{where}, in {location}; version {answer.previous} stays live\n"
@@ -177,7 +178,8 @@ def published(answer: Published) -> str:
 
 @text.register
 def _(answer: Pulled) -> RenderableType:
-    return "\n".join(map(published, answer.names)) or f"nothing is live in {answer.source}"
+    refused = (f"  refused     {one.name}: {one.reason}" for one in answer.refused)
+    return "\n".join([*map(published, answer.names), *refused])
 
 
 @text.register

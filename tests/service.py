@@ -70,7 +70,7 @@ class Service:
             for name, version in live.items():
                 with np.load(self.root / name / str(version) / "golden.npz") as golden:
                     images, expected = golden["images"][:3], golden["probabilities"][:3]
-                np.testing.assert_allclose(client.classify_http(server.http_url, name, images), expected, atol=1e-4)
+                np.testing.assert_allclose(client.classify(server.http_url, name, images), expected, atol=1e-4)
 
 
 @contextmanager

@@ -121,6 +121,17 @@ def test_a_loss_that_is_no_number_is_refused_with_status_3(tmp_path: Path) -> No
     assert not (tmp_path / "model_repository").exists()
 
 
+def test_a_fault_of_the_program_is_one_line_and_status_1(tmp_path: Path) -> None:
+    code = "from pipeline import cli, commands; commands.load = lambda name: 1 / 0; cli.main()"
+    for more in ((), ("--debug",)):
+        command = [sys.executable, "-c", code, "zoo", "list", *more]
+        done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        *traceback, line = done.stderr.splitlines()
+        assert line == "error: unexpected ZeroDivisionError: division by zero; --debug shows the traceback"
+        assert bool(traceback) == bool(more)
+
+
 def test_tensorboard_is_asked_for_where_it_is_missing(tmp_path: Path) -> None:
     code = "import sys; sys.modules['tensorboard'] = None; from pipeline.cli import main; main()"
     done = subprocess.run(

@@ -6,6 +6,7 @@ Versions are those of `test_repository`; in GitHub's place stands the server of 
 import subprocess
 import tarfile
 import threading
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def publish(store: Store, folder: Path, *, promote: bool = True) -> Published:
 
 
 def follow(store: Store, host: FileStore, **given: Any) -> Published:
-    return transfer.follow(open_store(store.location), host, [NAME], **{"trust": False, **given}).names[0]
+    return transfer.follow(open_store(store.location), host, NAME, **{"trust": False, **given})
 
 
 def problems(store: Store) -> list[str]:
@@ -125,6 +126,25 @@ def test_other_releases_of_the_project_are_passed_over(store: Store, github: Git
         github.post("/releases", {"tag_name": tag, "name": None, "draft": False})
     assert publish(store, tmp_path / "candidate").version == 1
     assert repository.names(store) == [NAME]
+
+
+def test_to_verify_each_file_is_fetched_once(store: Store, github: GitHub, tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        publish(store, tmp_path / f"candidate {number}")
+    fetched: list[str] = []
+
+    def note(method: str, path: str) -> None:
+        if path.startswith("/assets/"):
+            fetched.append(path)
+
+    github.disturb = note
+    assert problems(open_store(LOCATION)) == []
+    names = {
+        f"/assets/{asset['id']}": asset["name"] for release in github.releases.values() for asset in release["assets"]
+    }
+    counts = Counter(names[path] for path in fetched)
+    del counts["config.pbtxt"]  # of the live one, small, and it may change
+    assert counts == {"release.json": 3, f"{NAME}-v1.tar": 1, f"{NAME}-v2.tar": 1, f"{NAME}-v3.tar": 1}
 
 
 # What is live
@@ -348,6 +368,19 @@ def test_a_release_that_was_exchanged_does_not_come(
     with pytest.raises(InputError, match=r"2/release\.json is not as it was released"):
         follow(store, host)
     assert repository.names(host) == []
+
+
+@pytest.mark.parametrize("lost", ["release.json", f"{NAME}-v1.tar"])
+def test_a_release_that_has_lost_a_file_is_altered(
+    store: Store, github: GitHub, host: FileStore, tmp_path: Path, lost: str
+) -> None:
+    publish(store, tmp_path / "one")
+    (release,) = github.releases.values()
+    release["assets"] = [asset for asset in release["assets"] if asset["name"] != lost]
+    with pytest.raises(InputError, match=r"1/release\.json is not as it was released"):
+        follow(store, host)
+    (problem, *_) = problems(open_store(LOCATION))
+    assert "1/release.json is not as it was released" in problem
 
 
 def test_code_comes_only_when_trusted(store: Store, host: FileStore, tmp_path: Path) -> None:

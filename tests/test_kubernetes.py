@@ -347,7 +347,7 @@ def test_a_server_is_ready_by_model_where_its_health_says_otherwise(triton: Serv
 
 def test_triton_has_the_metric_that_the_adapter_reads(triton: Server, volume: Path) -> None:
     (name,) = repository.names(FileStore(volume / "models"))
-    client.classify_http(triton.http_url, name, np.zeros((1, 1, 28, 28), dtype=np.uint8))
+    client.classify(triton.http_url, name, np.zeros((1, 1, 28, 28), dtype=np.uint8))
     (rule,) = ADAPTER["rules"]["custom"]
     series = rule["seriesQuery"].partition("{")[0]
     with urllib.request.urlopen(f"http://{triton.metrics_url}/metrics", timeout=10) as answer:

@@ -155,7 +155,7 @@ def test_served_published_again_rolled_back_and_stopped(
     process, http, grpc = server
     with np.load(workplace.repository / NAME / "1" / "golden.npz") as golden:
         images, expected = golden["images"], golden["probabilities"]
-    for answers in (client.classify_http(http, NAME, images), client.classify_grpc(grpc, NAME, images)):
+    for answers in (client.classify(http, NAME, images), client.classify(f"grpc://{grpc}", NAME, images)):
         np.testing.assert_allclose(answers, expected, atol=1e-4)
 
     asked = run_command("infer", "--url", http, "--seed", "3", cwd=workplace.folder)

@@ -67,7 +67,7 @@ def served(zoo: Zoo) -> Iterator[Serving]:
 
 def is_answered_by(url: str, matrix: np.ndarray) -> bool:
     asked = images(3)
-    return np.allclose(client.classify_http(url, NAME, asked), expected(asked, matrix), atol=1e-5)
+    return np.allclose(client.classify(url, NAME, asked), expected(asked, matrix), atol=1e-5)
 
 
 def go_back(zoo: Zoo) -> Callable[[Published], object]:
@@ -83,6 +83,11 @@ def test_told_to_load_it_answers_by_the_new_version_and_else_by_the_one_before(z
     assert done.returncode == 0, done.stderr
     assert is_answered_by(url, OTHER)
     served.waits_for("^  digits version 2 ready$")
+    events = zoo.store.events()
+    again = run_command(*told, cwd=zoo.folder)
+    assert (again.returncode, zoo.store.events()) == (0, events), again.stderr
+    assert "version 2 is this very release" in again.stdout
+    assert "already, and live: nothing was changed" in again.stdout
 
     # One that answers otherwise than was recorded.
     zoo.publish(MATRIX, recorded=OTHER)

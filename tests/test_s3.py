@@ -683,7 +683,7 @@ def test_a_server_reads_the_store_through_a_publish_and_a_roll_back(store: S3Sto
     def ask(url: str) -> None:
         while not stop.is_set():
             try:
-                answer = client.classify_http(url, NAME, batch)
+                answer = client.classify(url, NAME, batch)
             except ServerError as error:
                 wrong.append(error)
                 continue

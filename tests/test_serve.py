@@ -168,8 +168,8 @@ def test_the_stock_image_answers_and_ends_with_serve(
         assert container.IMAGE in started.lines[0]
         started.waits_for("digits version 1 ready")
         batch = images(3)
-        np.testing.assert_allclose(client.classify_http(http, "digits", batch), expected(batch), atol=1e-5)
-        np.testing.assert_allclose(client.classify_grpc(grpc, "digits", batch), expected(batch), atol=1e-5)
+        np.testing.assert_allclose(client.classify(http, "digits", batch), expected(batch), atol=1e-5)
+        np.testing.assert_allclose(client.classify(f"grpc://{grpc}", "digits", batch), expected(batch), atol=1e-5)
         guards = started.guards()
         assert guards
         started.process.send_signal(how)
@@ -341,7 +341,7 @@ def test_what_becomes_of_each_model_is_said_once(models: Path, programs: Callabl
         started.waits_for("^  cut-short version 1 refused: .*Error parsing")
         started.waits_for("^  no-config refused: .*config.pbtxt: No such file")
         started.waits_for("^try: bin/infer")
-        np.testing.assert_allclose(client.classify_http(http, "digits", batch), expected(batch), atol=1e-5)
+        np.testing.assert_allclose(client.classify(http, "digits", batch), expected(batch), atol=1e-5)
 
         shutil.rmtree(models / "cut-short")  # each try takes the server's time
         add_version(models / "digits", 2, "onnxruntime", onnx_model(-MATRIX), instances=1)
@@ -350,7 +350,7 @@ def test_what_becomes_of_each_model_is_said_once(models: Path, programs: Callabl
         add_version(models / "digits", 3, "onnxruntime", None, instances=1)
         point_at(models / "digits", 3)
         started.waits_for("^  digits version 3 refused: .*model.onnx is missing")
-        np.testing.assert_allclose(client.classify_http(http, "digits", batch), expected(batch, -MATRIX), atol=1e-5)
+        np.testing.assert_allclose(client.classify(http, "digits", batch), expected(batch, -MATRIX), atol=1e-5)
         point_at(models / "digits", 1)
         wait_until(lambda: started.lines.count("  digits version 1 ready\n") == 2, 30, "version 1 is ready again")
         time.sleep(1.5)  # it has tried the bad one again meanwhile

@@ -10,12 +10,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -207,9 +209,9 @@ def test_each_row_is_answered_by_its_own_probabilities(triton: Server, model: st
     wanted = expected(batch)
     assert len(np.unique(wanted.round(3), axis=0)) == rows  # or a mixed-up answer would pass
     if protocol == "http":
-        answer = client.classify_http(triton.http_url, model, batch)
+        answer = client.classify(triton.http_url, model, batch)
     else:
-        answer = client.classify_grpc(triton.grpc_url, model, batch, version=3)
+        answer = client.classify(f"grpc://{triton.grpc_url}", model, batch, version=3)
     assert answer.dtype == np.float32
     np.testing.assert_allclose(answer, wanted, atol=1e-5)
 
@@ -218,7 +220,7 @@ def test_each_row_is_answered_by_its_own_probabilities(triton: Server, model: st
 def test_requests_that_come_together_are_not_mixed_up(triton: Server, model: str) -> None:
     batches = [images(1 + number % 4, seed=number) for number in range(48)]
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda batch: client.classify_http(triton.http_url, model, batch), batches))
+        answers = list(pool.map(lambda batch: client.classify(triton.http_url, model, batch), batches))
     for batch, answer in zip(batches, answers, strict=True):
         np.testing.assert_allclose(answer, expected(batch), atol=1e-5)
 
@@ -231,16 +233,16 @@ def test_labels_come_from_the_versions_own_file(triton: Server, model: str) -> N
     assert client.top_labels(triton.http_url, model, batch) == wanted
 
 
-@pytest.mark.parametrize("ask", [client.classify_http, client.classify_grpc])
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
 @pytest.mark.parametrize("model", GOOD)
-def test_a_request_that_does_not_fit_is_refused(triton: Server, model: str, ask: client.Classify) -> None:
-    url = triton.http_url if ask is client.classify_http else triton.grpc_url
+def test_a_request_that_does_not_fit_is_refused(triton: Server, model: str, protocol: str) -> None:
+    url = triton.http_url if protocol == "http" else f"grpc://{triton.grpc_url}"
     for batch in (images(129), images(2)[:, :1]):
         with pytest.raises(ServerError, match=f"refused a request for {model}"):
-            ask(url, model, batch)
+            client.classify(url, model, batch)
     with pytest.raises(ServerError, match="refused"):
-        ask(url, model, images(1), version=4)
-    np.testing.assert_allclose(ask(url, model, images(2)), expected(images(2)), atol=1e-5)
+        client.classify(url, model, images(1), version=4)
+    np.testing.assert_allclose(client.classify(url, model, images(2)), expected(images(2)), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -296,7 +298,35 @@ def test_no_server_is_said_to_be_not_there() -> None:
         with pytest.raises(ServerError, match="start bin/serve"):
             client.models(url)
         with pytest.raises(ServerError):
-            client.classify_grpc(url, "digits", images(1))
+            client.classify(f"grpc://{url}", "digits", images(1))
+
+
+@pytest.mark.parametrize("content", [b"<html>", b"", b"\xff", b"{}"])
+def test_what_is_no_triton_is_said_to_be_none(content: bytes) -> None:
+    """As a web server in development, which answers every path."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_POST = do_GET
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as other:
+        thread = threading.Thread(target=other.serve_forever, args=(0.01,))
+        thread.start()
+        url = f"127.0.0.1:{other.server_port}"
+        try:
+            with client.connected(url) as connection, pytest.raises(ServerError, match="digits is no Triton server"):
+                connection.describe("digits")
+        finally:
+            other.shutdown()
+            thread.join()
 
 
 def test_polling_goes_live_after_one_rename_and_no_request_fails(tmp_path: Path) -> None:
@@ -311,7 +341,7 @@ def test_polling_goes_live_after_one_rename_and_no_request_fails(tmp_path: Path)
         started.wait_live(time.monotonic() + 60)
 
         def live() -> int:
-            answer = client.classify_http(started.http_url, "digits", batch)
+            answer = client.classify(started.http_url, "digits", batch)
             for version, wanted in ((1, before), (2, after)):
                 if np.allclose(answer, wanted, atol=1e-5):
                     return version
@@ -471,7 +501,7 @@ def test_an_idle_server_ends_at_once_though_a_client_is_connected(models: Path) 
         connected = http.client.HTTPConnection(started.http_url)
         connected.request("GET", "/v2")
         assert connected.getresponse().read()
-        client.classify_http(started.http_url, "digits", images(2))
+        client.classify(started.http_url, "digits", images(2))
         begin = time.monotonic()
     assert time.monotonic() - begin < 1.5
     connected.close()
@@ -487,9 +517,9 @@ def test_a_server_that_does_not_end_is_killed_and_no_error(tmp_path: Path, monke
     assert not ended.is_alive()
 
 
-@pytest.mark.parametrize("ask", [client.classify_http, client.classify_grpc])
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_requests_that_run_are_answered_before_the_end(
-    tmp_path: Path, slow_models: Path, ask: client.Classify, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, slow_models: Path, protocol: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
@@ -497,8 +527,8 @@ def test_requests_that_run_are_answered_before_the_end(
     with ThreadPoolExecutor(1) as pool:
         with running(replace(options(slow_models, "explicit", "digits"), drain_seconds=30)) as started:
             started.wait_live(time.monotonic() + 60)
-            url = started.http_url if ask is client.classify_http else started.grpc_url
-            answer = pool.submit(ask, url, "digits", batch)
+            url = started.http_url if protocol == "http" else f"grpc://{started.grpc_url}"
+            answer = pool.submit(client.classify, url, "digits", batch)
             wait_until(lambda: is_busy(tmp_path / "tmp"), 10, "the request runs")
         np.testing.assert_allclose(answer.result(), expected(batch), atol=1e-5)
 
@@ -506,7 +536,7 @@ def test_requests_that_run_are_answered_before_the_end(
 def test_one_who_asks_twice_does_not_wait_for_requests_that_run(tmp_path: Path, slow_models: Path) -> None:
     with ThreadPoolExecutor(1) as pool, owner(tmp_path, drain_seconds=50) as started:
         # So many take a minute.
-        answer = pool.submit(client.classify_http, started.says(), "digits", images(128))
+        answer = pool.submit(client.classify, started.says(), "digits", images(128))
         wait_until(lambda: is_busy(tmp_path / "tmp"), 10, "the request runs")
         started.process.send_signal(signal.SIGINT)
         with pytest.raises(subprocess.TimeoutExpired):

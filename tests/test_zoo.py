@@ -34,7 +34,17 @@ from test_repository import (
 from test_triton_server import LABELS, MATRIX, SHAPE, expected, images, onnx_model, options
 
 from pipeline.errors import ConflictError, InputError, ServerError
-from pipeline.triton import client, history, model_config, publishing, repository, switching, transfer, verification
+from pipeline.triton import (
+    client,
+    history,
+    inspection,
+    model_config,
+    publishing,
+    repository,
+    switching,
+    transfer,
+    verification,
+)
 from pipeline.triton.file_store import FileStore
 from pipeline.triton.history import Event
 from pipeline.triton.server import running
@@ -102,6 +112,19 @@ def test_a_version_between_two_promotions_of_another_may_go(store: FileStore) ->
     switching.retire(store, NAME, 3, force=True)
     assert promotions(store) == [1, 2]
     assert switching.rollback(store, NAME).version == 1
+
+
+def test_what_was_live_before_the_history_began_can_come_back(store: FileStore, root: Path, tmp_path: Path) -> None:
+    """As where a tar file was unpacked into a repository by hand."""
+    (root / "history.jsonl").unlink()
+    assert repository.newest(store) == NAME
+    assert Candidate(tmp_path / "another").publish(root) == (4, 3)
+    assert inspection.name_details(store, NAME).next_rollback == 3
+    assert [event.version for event in switching.prune(store, NAME, 1).retired] == [1, 2]
+    assert switching.rollback(store, NAME).version == 3
+    with pytest.raises(InputError, match="nothing to roll back to"):
+        switching.rollback(store, NAME)
+    assert problems(store) == []
 
 
 @pytest.mark.parametrize(("version", "said"), [(3, "is live already"), (7, "no version 7: known: 1, 2, 3")])
@@ -188,6 +211,15 @@ def test_prune_keeps_the_newest_and_what_is_needed(store: FileStore, root: Path,
     assert repository.versions(store, NAME) == [2, 5, 6]
     assert switching.prune(store, None, 2).retired == ()
     assert problems(store) == []
+
+
+def test_prune_removes_nothing_where_one_name_is_damaged(store: FileStore, root: Path, candidate: Candidate) -> None:
+    candidate.publish(root, "zebra")
+    (root / "zebra" / "config.pbtxt").write_text("version_policy {", encoding="utf-8")
+    before = tree(root)
+    with pytest.raises(InputError, match="not a Triton model config"):
+        switching.prune(store, None, 1)
+    assert tree(root) == before
 
 
 class Counting(FileStore):
@@ -451,6 +483,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "stray file": (lambda root: (root / NAME / "notes.txt").touch(), r"notes\.txt is neither"),
     "stray folder": (lambda root: (root / NAME / "old").mkdir(), "old is neither"),
     "stray name": (lambda root: (root / "staging").mkdir(), "no version in it"),
+    "name": (lambda root: shutil.rmtree(root / NAME), "version 3 was published and is not there"),
 }
 
 
@@ -462,6 +495,38 @@ def test_verify_names_what_is_wrong(store: FileStore, root: Path, damage: str) -
     before = tree(root)
     assert re.search(said, "\n".join(problems(store)))
     assert tree(root) == before
+
+
+def test_a_version_is_shown_where_the_name_has_no_config(store: FileStore, root: Path) -> None:
+    (root / NAME / "config.pbtxt").unlink()
+    details = inspection.version_details(store, NAME, 2)
+    assert (details.summary.version, details.summary.live, details.summary.loaded) == (2, False, False)
+
+
+class Disturbed(FileStore):
+    """What somebody else does while the first model is read."""
+
+    def __init__(self, root: Path, meanwhile: Callable[[], object]) -> None:
+        super().__init__(root)
+        self.meanwhile = [meanwhile]
+
+    def read(self, path: str) -> bytes:
+        if path.endswith("model.onnx") and self.meanwhile:
+            self.meanwhile.pop()()
+        return super().read(path)
+
+
+def test_what_changes_while_it_verifies_is_no_problem(store: FileStore, root: Path, candidate: Candidate) -> None:
+    for change in (
+        lambda: candidate.publish(root),
+        lambda: switching.rollback(store, NAME),
+        lambda: switching.retire(store, NAME, 1),
+        lambda: candidate.publish(root, "another"),
+    ):
+        assert problems(Disturbed(root, change)) == []
+    (root / NAME / "2" / "labels.txt").write_text("other\n")
+    (problem,) = problems(Disturbed(root, lambda: candidate.publish(root)))
+    assert "2/labels.txt is not as it was released" in problem
 
 
 def test_a_damaged_config_hides_no_other_problem(store: FileStore, root: Path) -> None:
@@ -715,6 +780,22 @@ def test_answers_for_people(released: Workplace, arguments: list[str], shown: li
         assert re.search(line, done.stdout), done.stdout
 
 
+def test_a_name_that_is_refused_keeps_no_other_from_coming(root: Path, tmp_path: Path) -> None:
+    for name in ("a", "b", "c", "d"):
+        source = make_source(tmp_path / name)
+        backend: model_config.Backend = "pytorch" if name == "b" else "onnxruntime"
+        own = model_config.build(name=name, backend=backend, shape=(1, 4, 4), classes=3, max_batch_size=1)
+        (source / "config.pbtxt").write_text(model_config.to_text(own), encoding="utf-8")
+        publishing.publish_version(FileStore(root), name, source, release_json(source))
+    (root / "c" / "1" / "model.onnx").write_bytes(b"other")
+    done = run_command("zoo", "pull", str(root), cwd=tmp_path)
+    assert done.returncode == 2
+    assert re.search(r"^error: b was not taken: .*give --trust; and 1 more$", done.stderr, re.MULTILINE)
+    for said in ("a version 1, live in model_repository", "refused +c: .*model.onnx is not as", "d version 1, live"):
+        assert re.search(said, done.stdout), done.stdout
+    assert repository.names(FileStore(tmp_path / "model_repository")) == ["a", "d"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -727,6 +808,8 @@ def test_answers_for_people(released: Workplace, arguments: list[str], shown: li
         (["diff", "a:1", "b:2"], "two names"),
         (["pull", "a", "b", "elsewhere"], "name one, or none for all"),
         (["install", "missing.tar"], "does not exist"),
+        (["verify"], "model_repository holds no models"),
+        (["pull", "elsewhere"], "nothing is live in elsewhere"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(tmp_path: Path, arguments: list[str], said: str) -> None:
@@ -761,7 +844,7 @@ def test_a_server_follows_without_a_failed_request_or_a_needless_load(root: Path
         wanted = answers if version is None else [answers[version - 1]]
         while not stop.is_set():
             try:
-                answer = client.classify_http(url, NAME, batch, version)
+                answer = client.classify(url, NAME, batch, version)
                 if not any(np.allclose(answer, known, atol=1e-5) for known in wanted):
                     failures.append(f"an answer of another version: {answer}")
             except ServerError as error:
@@ -772,7 +855,7 @@ def test_a_server_follows_without_a_failed_request_or_a_needless_load(root: Path
 
         def answers_by(number: int, version: int | None = None) -> bool:
             try:
-                answer = client.classify_http(server.http_url, NAME, batch, version)
+                answer = client.classify(server.http_url, NAME, batch, version)
             except ServerError:
                 return False
             return np.allclose(answer, answers[number - 1], atol=1e-5)

@@ -127,9 +127,8 @@ def _server(store: Store, name: str, url: str | None, protocol: Protocol) -> Ite
 def _target(store: Store, name: str, version: int, address: str, settings: Settings) -> Target:
     """The version's recorded images, when the server has given the recorded answers to them."""
     recorded = golden.load(io.BytesIO(repository.read(store, name, version, golden.FILE)))
-    classify = client.classify_http if settings.protocol == "http" else client.classify_grpc
     size = settings.batch_size
-    (check,) = golden.check_answers(settings.protocol, classify, address, name, version, recorded, (size,))
+    (check,) = golden.check_answers(f"{settings.protocol}://{address}", name, version, recorded, (size,))
     if not check.passed:
         raise InputError(
             f"the server at {address} does not give the answers of {name}:{version} in {store.location} "

@@ -102,7 +102,11 @@ def _verify(store: "Store", named: options.Named | None, **whom: Any) -> "Verifi
     from pipeline.triton import signing, verification
 
     name, version = named or (None, None)
-    return verification.verify(store, name, version, signing.signatories(**whom))
+    found = verification.verify(store, name, version, signing.signatories(**whom))
+    if not found.versions and not found.problems:
+        # As where a mount is missing.
+        raise InputError(f"{store.location} holds no models: expected a model repository; name --model-repository")
+    return found
 
 
 @command.command("publish", context_settings=CONTEXT)
@@ -156,13 +160,15 @@ def _promote(
     """
     from pipeline.triton import reload, switching
 
-    def change() -> "Event | Published":
-        if urls and not keep_live and (live := switching.already_live(store, *chosen)):
-            return live
-        return switching.promote(store, *chosen, keep_live=keep_live, reason=reason)
+    def back(promoted: "Event | Published") -> None:
+        switching.rollback(store, promoted.name, reason=_UNPROVEN)
 
+    if urls and not keep_live and (live := switching.already_live(store, *chosen)):
+        proven = reload.switch(store, urls, lambda: live, back)
+        # It said where the roll-back would have led; as nothing was changed, this version was live before.
+        return proven.model_copy(update={"previous": proven.version})
     return reload.switch(
-        store, urls, change, back=lambda promoted: switching.rollback(store, promoted.name, reason=_UNPROVEN)
+        store, urls, lambda: switching.promote(store, *chosen, keep_live=keep_live, reason=reason), back
     )
 
 
@@ -258,32 +264,41 @@ def _push(store: "Store", named: options.Named, location: str, reason: str) -> "
     return transfer.copy(store, open_store(location), named.name, named.version, trust=True, reason=reason)
 
 
+def _demand_all_taken(answer: "Published | Pulled") -> None:
+    from pipeline.triton.transfer import Pulled
+
+    if isinstance(answer, Pulled) and answer.refused:
+        first, *more = answer.refused
+        others = f"; and {len(more)} more" if more else ""
+        raise InputError(f"{first.name} was not taken: {first.reason}{others}")
+
+
 @command.command("pull", context_settings=CONTEXT)
 @cloup.argument("named", metavar="[NAME[:V]]", type=options.NAMED, nargs=-1)
 @cloup.argument("location")
 @_trust
 @_reason
-@_answers
+@partial(_answers, then=_demand_all_taken)
 def _pull(
     store: "Store", named: tuple[options.Named, ...], location: str, trust: bool, reason: str
 ) -> "Published | Pulled":
     """Make live here what is live in the repository at LOCATION, of one name or of all; or publish one version here.
 
     It may get another number here. What is here already is not fetched again; and a version that is named by its number
-    is then left as it is, live or not.
+    is then left as it is, live or not. Of all names, one that is refused keeps no other from coming.
     """
-    from pipeline.triton import repository, transfer
+    from pipeline.triton import transfer
     from pipeline.triton.store import open_store
 
     source = open_store(location)
     if not named:
-        return transfer.follow(source, store, repository.names(source), trust=trust, reason=reason)
+        return transfer.follow_all(source, store, trust=trust, reason=reason)
     if len(named) > 1:
         raise InputError(f"{len(named)} names are given: name one, or none for all")
     name, version = named[0]
     if version is not None:
         return transfer.copy(source, store, name, version, trust=trust, reason=reason)
-    return transfer.follow(source, store, [name], trust=trust, reason=reason).names[0]
+    return transfer.follow(source, store, name, trust=trust, reason=reason)
 
 
 @command.command("export", context_settings=CONTEXT)

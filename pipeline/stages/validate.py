@@ -10,7 +10,7 @@ from pipeline.errors import InputError, ServerError
 from pipeline.records import Assembled, Check, Validated
 from pipeline.runfolder import RunFolder
 from pipeline.specs import MAX_BATCH_SIZE
-from pipeline.triton import client, container, golden, model_config, repository
+from pipeline.triton import container, golden, model_config, repository
 from pipeline.triton.server import Server, ServerOptions, running, unavailable
 
 _BATCH_SIZES = (1, 3, MAX_BATCH_SIZE)
@@ -95,9 +95,8 @@ def _answer_checks(
     server: Server, assembled: Assembled, labels: tuple[str, ...], folder: RunFolder
 ) -> tuple[Check, ...]:
     name, version, recorded = assembled.name, assembled.version, golden.load(folder.golden)
-    http, grpc = server.http_url, server.grpc_url
     return (
-        *golden.check_answers("HTTP", client.classify_http, http, name, version, recorded, _BATCH_SIZES),
-        *golden.check_answers("gRPC", client.classify_grpc, grpc, name, version, recorded, _BATCH_SIZES),
-        golden.check_labels(http, name, version, recorded, labels),
+        *golden.check_answers(server.http_url, name, version, recorded, _BATCH_SIZES),
+        *golden.check_answers(f"grpc://{server.grpc_url}", name, version, recorded, _BATCH_SIZES),
+        golden.check_labels(server.http_url, name, version, recorded, labels),
     )

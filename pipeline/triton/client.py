@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPException
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -25,12 +25,6 @@ _TIMEOUT_SECONDS = 60.0
 _NO_NAME = "-"  # no model is released under it
 # Scheme; host, which may be an IPv6 address in brackets, and port.
 _ADDRESS = re.compile(r"(?:(http|grpc)://)?((?:[\w.-]+|\[[\da-fA-F:]+\]):\d{1,5})")
-
-
-class Classify(Protocol):
-    """Images uint8 [N, C, H, W] to probabilities float32 [N, K]; the live version where none is named."""
-
-    def __call__(self, url: str, model: str, images: Images, version: int | None = None) -> Probabilities: ...
 
 
 class ModelState(NamedTuple):
@@ -67,12 +61,12 @@ class Connection:
         with _server(model):
             metadata = self._client.get_model_metadata(model, str(version or ""), **self._describing)
             answer = self._client.get_model_config(model, str(version or ""), **self._describing)
+            found = [
+                (tensor["name"], tensor["datatype"], len(tensor["shape"]))
+                for tensor in (*metadata["inputs"], *metadata["outputs"])
+            ]
         # Over gRPC it lies one level deeper.
         config = answer.get("config", answer)
-        found = [
-            (tensor["name"], tensor["datatype"], len(tensor["shape"]))
-            for tensor in (*metadata["inputs"], *metadata["outputs"])
-        ]
         batch = int(config.get("max_batch_size", 0))
         if found != [(INPUT, "UINT8", 4), (OUTPUT, "FP32", 2)] or not batch:
             raise InputError(
@@ -129,20 +123,14 @@ def connected(url: str) -> Iterator[Connection]:
             yield Connection(url, http, client, {}, {})
 
 
-def classify_http(url: str, model: str, images: Images, version: int | None = None) -> Probabilities:
-    """One request over HTTP; ServerError where the server is not there or refuses it."""
-    with connected(f"http://{url}") as connection:
-        return connection.classify(model, images, version)
-
-
-def classify_grpc(url: str, model: str, images: Images, version: int | None = None) -> Probabilities:
-    """One request over gRPC; ServerError where the server is not there or refuses it."""
-    with connected(f"grpc://{url}") as connection:
+def classify(url: str, model: str, images: Images, version: int | None = None) -> Probabilities:
+    """One request: uint8 [N, C, H, W] to float32 [N, K], by the live version where none is named; as `connected`."""
+    with connected(url) as connection:
         return connection.classify(model, images, version)
 
 
 def top_labels(url: str, model: str, images: Images, version: int | None = None) -> list[str]:
-    """The label that the server gives each image, by Triton's classification extension; as `Classify`."""
+    """The label that the server gives each image, by Triton's classification extension; as `connected`."""
     with connected(url) as connection:
         return [label for ((_, label),) in connection.ranked(model, images, 1, version)]
 
@@ -209,6 +197,11 @@ def _server(what: str) -> Iterator[None]:
         raise ServerError(f"the server refused a request for {what}: {_short(error.message())}") from None
     except (OSError, HTTPException) as error:  # the second where the server goes before it has answered
         raise ServerError(f"no Triton server answers for {what} ({error}): start bin/serve") from None
+    except (ValueError, KeyError) as error:  # not JSON, or without what Triton says
+        raise ServerError(
+            f"what answers for {what} is no Triton server ({type(error).__name__}: {error}): name another address, or "
+            "start bin/serve"
+        ) from None
 
 
 def _short(reason: str) -> str:

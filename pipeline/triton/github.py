@@ -49,6 +49,7 @@ class GithubStore:
         self._events: list[Event] | None = None
         self._assets: dict[Version, dict[str, str]] | None = None
         self._unpacked: dict[Version, dict[str, bytes]] = {}
+        self._sizes: dict[Version, dict[str, int]] = {}
 
     @property
     def location(self) -> str:
@@ -64,9 +65,12 @@ class GithubStore:
         return [str(version) for name, version in known if name == path] if path else [*{name for name, _ in known}]
 
     def files(self, folder: str) -> dict[str, int]:
-        name, _, version = folder.partition("/")
-        if version:
-            return {path: len(content) for path, content in self._content((name, int(version))).items()}
+        name, _, number = folder.partition("/")
+        if number:
+            version = (name, int(number))
+            if version not in self._sizes:
+                self._sizes[version] = {path: len(content) for path, content in self._content(version).items()}
+            return self._sizes[version]
         found = {}
         with suppress(FileNotFoundError):
             found[CONFIG] = len(self.read(f"{name}/{CONFIG}"))
@@ -84,7 +88,8 @@ class GithubStore:
         number, _, file = inner.partition("/")
         version = (name, int(number))
         # This one alone, so that a list of what there is needs no tar file.
-        content = self._asset(version, RELEASE) if file == RELEASE else self._content(version).get(file)
+        alone = file == RELEASE and version not in self._unpacked
+        content = self._asset(version, RELEASE) if alone else self._content(version).get(file)
         if content is None:
             raise FileNotFoundError(f"{path} is not in {self.location}")
         return content
@@ -183,21 +188,19 @@ class GithubStore:
         return self._api.download(url)
 
     def _content(self, version: Version) -> dict[str, bytes]:
-        """All files of a version, by path; {} where it is not there."""
-        if version not in self._released():
+        """All files of a version, by path; {} where it is not there, or has lost its tar file or release.json."""
+        name, number = version
+        tar = f"{name}-v{number}.tar"
+        if not {tar, RELEASE} <= self._released().get(version, {}).keys():
             return {}
         if version not in self._unpacked:
-            name, number = version
             with storage.temporary_folder() as folder:
-                tar = folder / f"{name}-v{number}.tar"
-                tar.write_bytes(self._asset(version, tar.name))
-                packed = archive.read(tar)
+                (folder / tar).write_bytes(self._asset(version, tar))
+                packed = archive.read(folder / tar)
             if (packed.name, packed.version) != version:
-                raise InputError(f"{tar.name} in {self.location} holds version {packed.version} of {packed.name}")
+                raise InputError(f"{tar} in {self.location} holds version {packed.version} of {packed.name}")
             if packed.files.get(RELEASE) != self._asset(version, RELEASE):
-                raise InputError(
-                    f"{RELEASE} in {tar.name} is not the one beside it in {self.location}: one was altered"
-                )
+                raise InputError(f"{RELEASE} in {tar} is not the one beside it in {self.location}: one was altered")
             self._unpacked = {version: packed.files}  # of the last one; they may be large
         return self._unpacked[version]
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pipeline.specs import Images, Probabilities
 
 FILE = "golden.npz"
+_PROTOCOLS = {"http": "HTTP", "grpc": "gRPC"}
 _TOLERANCE = 1e-3  # of a probability: the same file on another runtime, not another network
 
 
@@ -41,14 +42,13 @@ def check_load(url: str, name: str, version: int) -> Check:
     return Check(name="loads", passed=ready in client.models(url), detail=f"version {version}")
 
 
-def check_answers(
-    protocol: str, ask: client.Classify, url: str, name: str, version: int, golden: Golden, sizes: tuple[int, ...]
-) -> tuple[Check, ...]:
-    """One check for each size of a batch."""
+def check_answers(url: str, name: str, version: int, golden: Golden, sizes: tuple[int, ...]) -> tuple[Check, ...]:
+    """One check for each size of a batch; `url` as `client.connected` takes it."""
+    protocol, _ = client.protocol_and_address(url)
     return tuple(
         _compare(
-            f"{protocol} batch {size}",
-            ask(url, name, _rows(golden.images, size), version),
+            f"{_PROTOCOLS[protocol]} batch {size}",
+            client.classify(url, name, _rows(golden.images, size), version),
             _rows(golden.probabilities, size),
         )
         for size in sizes

@@ -100,7 +100,10 @@ def open_intents(events: list[Event]) -> list[Event]:
 
 
 def promotions(events: list[Event], name: str) -> list[int]:
-    """Versions that went live, were not rolled back and are still there, oldest first: the last one is live."""
+    """Versions that went live, were not rolled back and are still there, oldest first: the last one is live.
+
+    What was live before the first event, as where a tar file was unpacked by hand, is the first one.
+    """
     live: list[int] = []
     # That an intent is done may be said twice, by its writer and by the next one: the first time counts.
     done = {event.id: event for event in reversed(events) if event.name == name and event.state == "done"}
@@ -112,7 +115,7 @@ def promotions(events: list[Event], name: str) -> list[int]:
             # What came before and after the one that is gone may be the same version.
             live = [version for version, before in zip(left, [None, *left], strict=False) if version != before]
         elif event.action != "finish":
-            if not live and event.previous is not None:  # unpacked from a tar file, which brings no history
+            if not live and event.previous is not None:
                 live.append(event.previous)
             live.append(event.version)
     return live

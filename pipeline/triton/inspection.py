@@ -162,7 +162,7 @@ def _version(store: Store, name: str, version: int, loaded: tuple[int, ...]) -> 
     served_format = field(release, "config", "served_format")
     return VersionSummary(
         version=version,
-        live=version == loaded[-1],
+        live=(version,) == loaded[-1:],
         loaded=version in loaded,
         accuracy=field(_of_format(field(release, "verified", "files"), served_format), "metrics", "accuracy"),
         bytes=field(_of_format(field(release, "exported", "files"), served_format), "bytes"),

@@ -58,7 +58,7 @@ def _prove(store: Store, name: str, url: str) -> None:
     sizes = (1, 3, repository.own_config(store, name, version).max_batch_size)
     checks = [golden.check_load(url, name, version)]
     if checks[0].passed:
-        checks += golden.check_answers("HTTP", client.classify_http, url, name, version, recorded, sizes)
+        checks += golden.check_answers(url, name, version, recorded, sizes)
         checks.append(golden.check_labels(url, name, version, recorded, labels))
     failed = "; ".join(f"{check.name}: {check.detail}" for check in checks if not check.passed)
     if failed:

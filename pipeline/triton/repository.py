@@ -134,16 +134,16 @@ def next_version(store: Store, name: str) -> int:
 
 
 def newest(store: Store) -> str:
-    """The name that was published or rolled back last, or the only one; InputError where that is none."""
+    """The name that was published or rolled back last; InputError where the history does not tell."""
     for event in reversed(store.events()):
         # Of a publisher that was killed there is only the intent: the config tells how it ended.
         if event.state != "abandoned" and live_version(store, event.name) == event.version:
             return event.name
     known = names(store)
-    if len(known) > 1:
-        raise InputError(f"{store.location} has no history of what was released last: name one of {', '.join(known)}")
-    if known:
+    if len(known) == 1:
         return known[0]
+    if known:
+        raise InputError(f"{store.location} does not tell what was released last: name one of {', '.join(known)}")
     raise InputError(f"nothing is released in {store.location}: run bin/train, or name --model-repository")
 
 
@@ -167,6 +167,11 @@ def read(store: Store, name: str, version: int, path: str) -> bytes:
 def release(store: Store, name: str, version: int) -> Release:
     """A version's release.json; InputError where it is missing or of another pipeline."""
     return Release.parse(read(store, name, version, RELEASE), f"{store.location}/{name}/{version}/{RELEASE}")
+
+
+def is_signed(store: Store, name: str, version: int) -> bool:
+    """Whether a version has a signature; not whose it is, nor whether it is good."""
+    return SIGNATURE in store.files(f"{name}/{version}")
 
 
 def check_signature(store: Store, name: str, shape: tuple[int, int, int], labels: tuple[str, ...]) -> None:

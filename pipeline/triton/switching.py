@@ -29,7 +29,8 @@ def already_live(store: Store, name: str, version: int) -> Published | None:
     if repository.live_version(store, name) != version:
         return None
     previous = _next_rollback(store.events(), name)
-    return Published(name=name, version=version, previous=previous, repository=store.location, new=False)
+    signed = repository.is_signed(store, name, version)
+    return Published(name=name, version=version, previous=previous, repository=store.location, new=False, signed=signed)
 
 
 def rollback(store: Store, name: str, *, reason: str = "") -> Event:
@@ -77,10 +78,13 @@ class Pruned(Record):
 
 
 def prune(store: Store, name: str | None, keep: int, *, reason: str = "") -> Pruned:
-    """Retire all but the newest `keep` versions of a name, or of each; never one that `retire` would refuse."""
+    """Retire all but the newest `keep` versions of a name, or of each; never one that `retire` would refuse.
+
+    InputError where a config.pbtxt is damaged; then nothing is retired.
+    """
     if name is not None:
         _state(store, name)
-    retired = []
+    chosen = []
     with store.exclusive():
         journal.settle(store)
         # Where there is no lock, others may be at work.
@@ -90,10 +94,8 @@ def prune(store: Store, name: str | None, keep: int, *, reason: str = "") -> Pru
             state, known = _state(store, pruned), repository.versions(store, pruned)
             busy = {event.version for event in open_intents if event.name == pruned}
             spared = {*known[-keep:], *state.kept, state.live, _next_rollback(events, pruned), *busy}
-            retired += [
-                _retired(store, pruned, version, state.live, reason) for version in known if version not in spared
-            ]
-    return Pruned(retired=tuple(retired))
+            chosen += [(pruned, version, state.live) for version in known if version not in spared]
+        return Pruned(retired=tuple(_retired(store, *one, reason) for one in chosen))
 
 
 class _State(NamedTuple):

@@ -41,26 +41,43 @@ def download(source: Store, name: str, version: int, folder: Path, *, trust: boo
     _check(folder, name, f"{source.location}/{name}/{version}", trust=trust)
 
 
+class Refused(Record):
+    """A name that was left as it is here, and why."""
+
+    name: str
+    reason: str
+
+
 class Pulled(Record):
-    """What became live here because it is live there, or was so already."""
+    """What became live here because it is live there, or was so already; and what was refused."""
 
     source: str
     names: tuple[Published, ...]
+    refused: tuple[Refused, ...]
 
 
-def follow(source: Store, target: Store, names: list[str], *, trust: bool, reason: str = "") -> Pulled:
-    """Make live what is live in another repository, of these names; also where that has gone back to a version before.
+def follow_all(source: Store, target: Store, *, trust: bool, reason: str = "") -> Pulled:
+    """Make live what is live in another repository, of all names; one that is refused keeps no other from coming.
 
-    InputError names the first one that is altered, or makes Triton run code and `trust` is not given; those before
-    it have come.
+    InputError where nothing is live there.
     """
-    return Pulled(
-        source=source.location,
-        names=tuple(_followed(source, target, name, trust=trust, reason=reason) for name in names),
-    )
+    names = repository.names(source)
+    if not names:
+        raise InputError(f"nothing is live in {source.location}: expected a model repository")
+    followed, refused = [], []
+    for name in names:
+        try:
+            followed.append(follow(source, target, name, trust=trust, reason=reason))
+        except InputError as error:
+            refused.append(Refused(name=name, reason=str(error)))
+    return Pulled(source=source.location, names=tuple(followed), refused=tuple(refused))
 
 
-def _followed(source: Store, target: Store, name: str, *, trust: bool, reason: str) -> Published:
+def follow(source: Store, target: Store, name: str, *, trust: bool, reason: str = "") -> Published:
+    """Make live what is live in another repository; also where that has gone back to a version before.
+
+    InputError where it is altered, or makes Triton run code and `trust` is not given.
+    """
     found = copy(source, target, name, None, trust=trust, reason=reason)
     if found.live or found.new:
         return found
@@ -161,4 +178,5 @@ def _installed(store: Store, arrival: Arrival, release_json: bytes) -> Published
         repository=store.location,
         live=version == live,
         new=False,
+        signed=repository.is_signed(store, name, version),
     )

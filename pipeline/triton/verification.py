@@ -1,13 +1,16 @@
 """Whether a repository is as its history says: every hash, every config, every number. Nothing is changed."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from pipeline.errors import InputError
 from pipeline.records import Record
 from pipeline.triton import history, journal, model_config, repository
-from pipeline.triton.history import Event
+from pipeline.triton.history import Event, State
 from pipeline.triton.signing import Signatories
 from pipeline.triton.store import Store
+
+_HAPPENED: tuple[State, ...] = ("done", "superseded")
 
 
 class Problem(Record):
@@ -33,14 +36,41 @@ def verify(
 
     Where signatories are given, a version that they have not signed is a problem, too.
 
-    What a killed publisher has left is no problem: the next one finishes or removes it.
+    What a killed publisher has left is no problem: the next one finishes or removes it. Nor is what is changed
+    meanwhile: then only what is found a second time counts.
     """
-    names = sorted(store.folders())
+    before = _state(store)
+    first = _verified(store, before, name, version, signatories)
+    if not first.problems or (now := _state(store)) == before:
+        return first
+    second = _verified(store, now, name, version, signatories)
+    problems = tuple(problem for problem in second.problems if problem in first.problems)
+    return second.model_copy(update={"problems": problems})
+
+
+class _State(NamedTuple):
+    """What every change of the repository changes. `configs`: each name's config.pbtxt, None where it has none."""
+
+    events: list[Event]
+    configs: dict[str, bytes | None]
+
+
+def _state(store: Store) -> _State:
+    # In this order: of a version that comes between, the history knows nothing yet, and nothing is missed.
+    events = store.events()
+    return _State(events, {name: repository.live_config(store, name) for name in store.folders()})
+
+
+def _verified(
+    store: Store, state: _State, name: str | None, version: int | None, signatories: Signatories | None
+) -> Verification:
+    events = list(state.events)
+    # Also names of which nothing is left.
+    names = sorted({*state.configs, *(event.name for event in events if event.state in _HAPPENED)})
     if name is not None and name not in names:
         raise repository.unknown_name(store, name)
     if name is not None and version is not None:
         repository.demand_version(store, name, version)
-    events = store.events()
     problems: list[Problem] = []
     # Versions of killed publishers, which the next one will remove.
     unfinished = set()
@@ -66,10 +96,11 @@ def verify(
             for number, text in _altered(store, one, numbers, events, signatories)
         ]
         if version is None:
+            expected = bool(at_hand) or one not in state.configs or one in {name for name, _ in unfinished}
             texts = (
                 *_about_config(store, one, known, history.promotions(events, one)),
                 *_against_history(one, known, events),
-                *_strays(store, one, expected=bool(at_hand) or one in {name for name, _ in unfinished}),
+                *_strays(store, one, expected=expected),
             )
             problems += [Problem(name=one, version=None, problem=text) for text in texts]
     return Verification(repository=store.location, versions=count, problems=tuple(problems))
@@ -115,7 +146,7 @@ def _about_config(store: Store, name: str, known: list[int], promoted: list[int]
 
 def _against_history(name: str, known: list[int], events: list[Event]) -> Iterator[str]:
     """Nothing is said of versions that the history does not know, as where a repository was copied without it."""
-    done = [event for event in events if event.name == name and event.state in ("done", "superseded")]
+    done = [event for event in events if event.name == name and event.state in _HAPPENED]
     retired = {event.version for event in done if event.action == "retire"}
     for version in sorted({event.version for event in done if event.brings_in} - retired - {*known}):
         yield f"version {version} was published and is not there: restore it"
