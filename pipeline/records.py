@@ -339,7 +339,7 @@ class Validated(Record):
 class Published(Record):
     """`previous` is the version that was live before; where this one is not live now, the one that stayed so.
 
-    `new` is false of a version that was there already; `signed`: whether it has a signature there, whosever.
+    `new` is false of a version that was there already.
     """
 
     name: str
@@ -348,4 +348,3 @@ class Published(Record):
     repository: str
     live: bool = True
     new: bool = True
-    signed: bool = False

@@ -150,12 +150,11 @@ def published(answer: Published) -> str:
     """Where it is, and what to do with it."""
     name, location = answer.name, answer.repository
     where = f"  version     {name} version {answer.version}"
-    unsigned = "" if answer.signed else "; it is not signed there"
     if not answer.new and answer.live and answer.previous != answer.version:
-        return f"{where} is live again in {location}, after version {answer.previous}{unsigned}"
+        return f"{where} is live again in {location}, after version {answer.previous}"
     if not answer.new:
         state = "live" if answer.live else f"not live, which version {answer.previous} is"
-        return f"{where} is this very release, in {location} already, and {state}: nothing was changed{unsigned}"
+        return f"{where} is this very release, in {location} already, and {state}: nothing was changed"
     if not answer.live and answer.previous is not None and answer.previous < answer.version:
         return (
             f"{where}, in {location}; version {answer.previous} stays live\n"

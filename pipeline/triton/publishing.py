@@ -125,7 +125,6 @@ def _publish(store: Store, arrival: Arrival, staged: Path) -> Published:
                 return event.ended("superseded")
         return _go_live(store, event, own, labels)
 
-    signed = (staged / repository.SIGNATURE).is_file()
     ended = journal.carried_out(store, event, act)
     return Published(
         name=name,
@@ -133,7 +132,6 @@ def _publish(store: Store, arrival: Arrival, staged: Path) -> Published:
         previous=ended.previous,
         repository=store.location,
         live=ended.state == "done",
-        signed=signed,
     )
 
 

@@ -169,11 +169,6 @@ def release(store: Store, name: str, version: int) -> Release:
     return Release.parse(read(store, name, version, RELEASE), f"{store.location}/{name}/{version}/{RELEASE}")
 
 
-def is_signed(store: Store, name: str, version: int) -> bool:
-    """Whether a version has a signature; not whose it is, nor whether it is good."""
-    return SIGNATURE in store.files(f"{name}/{version}")
-
-
 def check_signature(store: Store, name: str, shape: tuple[int, int, int], labels: tuple[str, ...]) -> None:
     """SignatureError where the name is live with other inputs, outputs or labels: clients would break.
 

@@ -29,8 +29,7 @@ def already_live(store: Store, name: str, version: int) -> Published | None:
     if repository.live_version(store, name) != version:
         return None
     previous = _next_rollback(store.events(), name)
-    signed = repository.is_signed(store, name, version)
-    return Published(name=name, version=version, previous=previous, repository=store.location, new=False, signed=signed)
+    return Published(name=name, version=version, previous=previous, repository=store.location, new=False)
 
 
 def rollback(store: Store, name: str, *, reason: str = "") -> Event:

@@ -178,5 +178,4 @@ def _installed(store: Store, arrival: Arrival, release_json: bytes) -> Published
         repository=store.location,
         live=version == live,
         new=False,
-        signed=repository.is_signed(store, name, version),
     )
