@@ -31,15 +31,15 @@ class Progress:
     def keep_best(self, network: nn.Module, images: int) -> None:
         """Remember the weights of this epoch where none before it did better on so many validation images.
 
-        Better by more than a standard error of the best accuracy a, sqrt(a (1 - a) / images): less is chance, and
-        where the learning rate falls the later epoch is the better one (Breiman et al. 1984, Classification and
-        Regression Trees, section 3.4.3, for the size of a tree).
+        Better by more than the standard error of the difference of two such accuracies, sqrt(2 a (1 - a) / images)
+        with a the best one: less is chance, and where the learning rate falls the later epoch is the better one (as
+        Breiman et al. 1984, Classification and Regression Trees, section 3.4.3, choose among trees).
         """
         accuracies = self._accuracies()
         if not accuracies:
             return
         best = max(accuracies)
-        if accuracies[-1] >= best - math.sqrt(best * (1 - best) / images):
+        if accuracies[-1] >= best - math.sqrt(2 * best * (1 - best) / images):
             self.best_epoch = len(self.epochs)
             self.best_weights = copy.deepcopy(network.state_dict())
 
