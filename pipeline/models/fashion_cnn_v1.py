@@ -1,4 +1,4 @@
-"""A convolutional network for things whose mirror image is the same thing: it looks at both (298,826 parameters)."""
+"""A convolutional network for things whose mirror image is the same thing: it looks at both (299,194 parameters)."""
 
 from pipeline.config import Recipe
 from pipeline.models._cnn import RECIPE, Block, Cnn

@@ -69,7 +69,7 @@ class Engine:
         self._group = ALONE
         self._batch_limit = batch_limit
         # Of each epoch its first step, and at last the end of the run.
-        ends = accumulate(len(sampler.batches(epoch)[:batch_limit]) for epoch in range(config.epochs))
+        ends = accumulate(self.whole_steps(epoch) for epoch in range(config.epochs))
         self._first_steps = tuple(min(end, config.max_steps or end) for end in (0, *ends))
         self.schedule = registry.schedule(config.scheduler_id)
         self.losses = [(registry.loss(criterion.loss_id).loss, criterion.weight) for criterion in config.criteria]
@@ -108,6 +108,11 @@ class Engine:
     @property
     def total_steps(self) -> int:
         return self._first_steps[-1]
+
+    def whole_steps(self, epoch: int) -> int:
+        """How many the epoch has where the run does not end within it."""
+        steps = self.sampler.steps(epoch)
+        return min(steps, self._batch_limit or steps)
 
     def steps(self, epoch: int) -> int:
         """How many the epoch has; 0: the run ends before it."""

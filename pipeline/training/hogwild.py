@@ -26,7 +26,7 @@ def workers(engine: Engine, count: int, states: Sequence[dict[str, Any]]) -> Ite
 
     `states`: those of the workers of an earlier run, or none. InputError where there are fewer batches than processes.
     """
-    batches = len(engine.sampler.batches(0))
+    batches = engine.sampler.steps(0)
     if count > batches:
         raise InputError(
             f"--num-processes {count} is more than the {batches} batches of an epoch: use fewer processes "

@@ -132,7 +132,7 @@ class Training:
 
     def _read(self, rows: list[Tensor], epoch: int, batch: int) -> str:
         """Bring the metrics of some batches to the host: the only wait for the device inside an epoch."""
-        steps = len(self.engine.sampler.batches(epoch))
+        steps = self.engine.whole_steps(epoch)
         values_by_batch = self._group.total(torch.stack(rows)).tolist()
         for number, values in enumerate(values_by_batch, start=batch + 2 - len(rows)):
             loss, accuracy, learning_rate, norm = values

@@ -27,11 +27,13 @@ class Sampler:
         """Whether the epoch has only the hardest images."""
         return self._hard_fraction < 1 and epoch % 2 == 1
 
+    def steps(self, epoch: int) -> int:
+        """How many batches the epoch has."""
+        return -(-self._images(epoch) // self._batch_size)
+
     def batches(self, epoch: int) -> list[slice]:
         """Places in the epoch's order that each batch has; the last one may be smaller."""
-        count = len(self.losses)
-        if self.is_hard(epoch):
-            count = sum(self._hard(batch.stop - batch.start) for batch in self.batches(epoch - 1))
+        count = self._images(epoch)
         starts = range(0, count, self._batch_size)
         return [slice(start, min(start + self._batch_size, count)) for start in starts]
 
@@ -43,6 +45,13 @@ class Sampler:
             batches = [before[batch] for batch in self.batches(epoch - 1)]
             images = torch.cat([_hardest(batch, losses[batch], self._hard(len(batch))) for batch in batches])
         return images[torch.randperm(len(images), generator=seeds.generator(self._seed, epoch, "order"))]
+
+    def _images(self, epoch: int) -> int:
+        count = len(self.losses)
+        if not self.is_hard(epoch):
+            return count
+        batches, rest = divmod(count, self._batch_size)
+        return batches * self._hard(self._batch_size) + self._hard(rest)
 
     def _hard(self, images: int) -> int:
         """How many of so many are the hardest."""
