@@ -10,6 +10,13 @@ from pipeline.release import Outcome
 _log = logging.getLogger(__name__)
 
 
+# Values of a run that are neither of the training nor of the gates.
+_OTHERS = (
+    *("data_dir", "model_repository", "release_name", "served_format", "validate_with"),
+    *("test_batch_size", "log_interval", "num_processes"),
+)
+
+
 def begin(config: RunConfig) -> None:
     """Log each effective value and where it came from."""
     if config.dataset_fallback:
@@ -18,8 +25,9 @@ def begin(config: RunConfig) -> None:
     values = {
         **config.train.readable(),
         **config.gates.model_dump(),
-        "data_dir": config.data_dir,
-        "model_repository": config.model_repository,
+        **{name: getattr(config, name) for name in _OTHERS},
+        "devices": " ".join(config.devices),
+        "export_formats": " ".join(config.export_formats),
     }
     for name in sorted(values):
         source = config.sources.get(name, "default")

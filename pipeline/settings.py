@@ -36,10 +36,24 @@ _DEVICES: dict[Trainer, tuple[Device, ...]] = {
 }
 
 
+# Values that only flags set, and which flags.
+_FLAGS = {
+    "model_id": {"model_id"},
+    "dataset_id": {"dataset_id"},
+    "devices": {"device", "no_cuda", "no_mps"},
+    "num_processes": {"num_processes"},
+    "export_formats": {"export_formats"},
+    "served_format": {"served_format"},
+    "release_name": {"release_name"},
+    "validate_with": {"validate_with"},
+}
+
+
 def configure(flags: Mapping[str, Any], dataset_id: str, *, fallback: bool, started: time.struct_time) -> RunConfig:
     """The values a run works with. UnknownIdError or InputError where one cannot be used.
 
-    `flags` as typed, None where not given; `fallback` says that `dataset_id` stands in for another.
+    `flags` as typed, None where not given, and under `typed` the names of those that were. `fallback` says that
+    `dataset_id` stands in for another.
     """
     model = registry.model(flags["model_id"])
     registry.dataset(dataset_id)
@@ -98,15 +112,17 @@ def configure(flags: Mapping[str, Any], dataset_id: str, *, fallback: bool, star
         dataset_fallback=fallback,
         tensorboard=flags["tensorboard"],
         validate_with=flags["validate_with"],
-        sources={**{name: value.source for name, value in values.items()}, **_id_sources(flags, fallback)},
+        sources=_sources(values, flags["typed"], fallback),
     )
 
 
-def _id_sources(flags: Mapping[str, Any], fallback: bool) -> dict[str, Source]:
-    return {
-        "model_id": "flag" if flags["model_id_given"] else "default",
-        "dataset_id": "fallback" if fallback else "flag" if flags["dataset_id"] else "default",
-    }
+def _sources(values: Mapping[str, Value], typed: frozenset[str], fallback: bool) -> dict[str, Source]:
+    sources: dict[str, Source] = {name: value.source for name, value in values.items()}
+    for name, flags in _FLAGS.items():
+        sources[name] = "flag" if typed & flags else "default"
+    if fallback:
+        sources["dataset_id"] = "fallback"
+    return sources
 
 
 def folder(given: str | None, name: str) -> Path:

@@ -186,15 +186,16 @@ def test_a_port_in_use_is_named(released: Workplace) -> None:
 def test_the_recipes_steps_yield_to_epochs_that_were_typed(
     typed: list[str], epochs: int, max_steps: int | None
 ) -> None:
-    flags = train.command.make_context("train", ["--model-id", "mnist_cnn_fast_v1", *typed]).params
-    config = configure({**flags, "model_id_given": True}, "mnist_v1", fallback=False, started=time.localtime())
+    context = train.command.make_context("train", ["--model-id", "mnist_cnn_fast_v1", *typed])
+    flags = {**context.params, "typed": train.typed(context)}
+    config = configure(flags, "mnist_v1", fallback=False, started=time.localtime())
     assert (config.train.epochs, config.train.max_steps) == (epochs, max_steps)
 
 
 def test_flag_environment_dotenv_recipe_and_default(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("MODEL_REPOSITORY='from dotenv'\nDATA_DIR=unused\n")
     done = forked.run(
-        ("train", "--dataset-id", "digits_v1", "--epochs", "1", "--dry-run"),
+        ("train", "--dataset-id", "digits_v1", "--epochs", "1", "--dry-run", "--no-mps"),
         tmp_path,
         {**environment(), "DATA_DIR": "from environment", "OUTPUT_DIR": "run"},
         timeout=60,
@@ -206,4 +207,7 @@ def test_flag_environment_dotenv_recipe_and_default(tmp_path: Path) -> None:
     assert shown["model_repository"] == "from dotenv .env"
     assert shown["learning_rate"] == "0.01 recipe"
     assert shown["gamma"] == "0.7 default"
+    assert shown["devices"] == "cuda cpu flag"
+    assert shown["release_name"] == "mnist_cnn_v1-digits_v1 default"
+    assert shown["test_batch_size"] == "1000 default"
     assert (tmp_path / "run").is_dir()

@@ -103,15 +103,19 @@ if shutil.which("kubectl"):
         theirs, ours = yaml.safe_load_all(kustomized(root / "mine")), manifests.built(MANIFESTS, *choice)
         assert sorted(map(normal, theirs)) == sorted(map(normal, ours))
 
-    def test_the_guides_own_kustomization_is_one(tmp_path: Path) -> None:
+    def test_the_guides_own_kustomizations_are_some(tmp_path: Path) -> None:
         guide = (ROOT / "doc" / "Deploy.md").read_text().partition("## Kubernetes")[2]
         shutil.copytree(MANIFESTS, tmp_path / "deploy" / "kubernetes")
-        (tmp_path / "zoo").mkdir()
-        (tmp_path / "zoo" / "kustomization.yaml").write_text(guide.split("```yaml\n")[1].partition("```")[0])
+        for folder, block in zip(("zoo", "zoo-training"), guide.split("```yaml\n")[1:], strict=True):
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / "kustomization.yaml").write_text(block.partition("```")[0])
         resources = list(yaml.safe_load_all(kustomized(tmp_path / "zoo")))
         (box,) = one(resources, "Deployment")["spec"]["template"]["spec"]["containers"]
         assert box["readinessProbe"]["httpGet"]["path"] == "/v2/models/mnist_cnn_v1-mnist_v1/ready"
         assert box["resources"]["limits"]["nvidia.com/gpu"] == 1
+        resources = list(yaml.safe_load_all(kustomized(tmp_path / "zoo-training")))
+        (box,) = one(resources, "Job")["spec"]["template"]["spec"]["containers"]
+        assert box["image"] == "registry.example.org/zoo:1"
 
     def kustomized(folder: Path) -> str:
         done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=False, timeout=60)

@@ -125,5 +125,6 @@ def recipe(chosen: tuple[str, ...], dataset_id: str, data_dir: str | None) -> "R
 
     typed = [*chosen, "--dataset-id", dataset_id, "--no-save-model", "--no-resume"]
     typed += ["--data-dir", data_dir] if data_dir else []
-    flags = train.command.make_context("bin/train", typed).params
-    return configure({**flags, "model_id_given": True}, dataset_id, fallback=False, started=time.localtime())
+    context = train.command.make_context("bin/train", typed)
+    flags = {**context.params, "typed": train.typed(context)}
+    return configure(flags, dataset_id, fallback=False, started=time.localtime())

@@ -39,8 +39,7 @@ def command(quiet: bool, **flags: Any) -> None:
     ):
         if given not in registry.ids(folder):
             raise UnknownIdError(kind, given, registry.ids(folder))
-    source = click.get_current_context().get_parameter_source("model_id")
-    flags["model_id_given"] = source is ParameterSource.COMMANDLINE
+    flags["typed"] = typed(click.get_current_context())
 
     if flags["add_epochs"] is not None and flags["epochs"] is not None:
         raise click.UsageError("--epochs is the total, --add-epochs what comes on top: give one of them.")
@@ -55,6 +54,13 @@ def command(quiet: bool, **flags: Any) -> None:
         torchrun.launch([*sys.argv[2:], "--output-dir", str(config.output_dir)], config.num_processes)
     else:
         _release(config, flags, started, quiet=quiet)
+
+
+def typed(context: click.Context) -> frozenset[str]:
+    """The names of the flags that were given on the command line."""
+    return frozenset(
+        name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    )
 
 
 def _configure(flags: dict[str, Any], dataset_id: str, *, fallback: bool, started: time.struct_time) -> "RunConfig":
