@@ -1,5 +1,6 @@
 """Ids, paths and flags in, exit status out. Only this module exits, and only the commands print."""
 
+import errno
 import json
 import logging
 import os
@@ -7,6 +8,7 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -14,9 +16,21 @@ from typing import NoReturn
 import click
 
 from pipeline import commands
-from pipeline.errors import StorageError, ZooError
+from pipeline.errors import FolderError, StorageError, ZooError
 
 _log = logging.getLogger("pipeline")
+
+# A path that was given cannot be used, as opposed to a disk that fails.
+_UNUSABLE = (
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+)
 
 
 class Terminated(BaseException):
@@ -24,10 +38,14 @@ class Terminated(BaseException):
 
 
 def main() -> NoReturn:
-    """Run one command and exit: 0 done, 1 unexpected, 2 input, 3 refused, 4 service, 130 and 143 interrupted."""
+    """Run one command and exit: 0 done, 1 unexpected, 2 input, 3 refused, 4 service, 130 and 143 interrupted.
+
+    141, as by SIGPIPE, where who reads the output has gone; that signal itself would leave behind what was started.
+    """
     signal.signal(signal.SIGTERM, _terminate)
     try:
         _run(sys.argv[1:])
+        print(end="", flush=True)  # here, where an error can still be told; stdout is None where it was closed before
         _exit(0)
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.ctx.get_help() if error.ctx else error)
@@ -41,11 +59,12 @@ def main() -> NoReturn:
         _end(130, "interrupted; everything that was started is stopped")
     except Terminated:
         _end(143, "terminated; everything that was started is stopped")
+    except (BrokenPipeError, SystemExit):  # click and rich make the second of the first
+        _exit(141)
     except OSError as error:
-        wrapped = StorageError(
-            f"{error.filename or 'a file'}: {error.strerror}: check the disk and the folder's rights"
-        )
-        _end(wrapped.exit_status, str(wrapped))
+        kind = FolderError if error.errno in _UNUSABLE else StorageError
+        where = error.filename or "standard output or a file"
+        _end(kind.exit_status, f"{where}: {error.strerror or error}: check the path, its rights and the disk")
     except Exception as error:
         _end(1, f"unexpected {type(error).__name__}: {error}; --debug shows the traceback")
 
@@ -76,20 +95,21 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 def _end(status: int, message: str) -> NoReturn:
     _log.debug("ended with status %d: %s\n%s", status, message, traceback.format_exc())
-    if "--debug" in sys.argv:
-        traceback.print_exc()
     line = " ".join(message.split())
     reply = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if reply:  # torchrun tells it
-        Path(reply).write_text(json.dumps({"message": line, "timestamp": int(time.time())}), encoding="utf-8")
-    else:
-        print(f"error: {line}", file=sys.stderr)
+    with suppress(OSError):  # where it cannot be told, the status still tells
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        if reply:  # torchrun tells it
+            Path(reply).write_text(json.dumps({"message": line, "timestamp": int(time.time())}), encoding="utf-8")
+        else:
+            print(f"error: {line}", file=sys.stderr)
     _exit(status)
 
 
 def _exit(status: int) -> NoReturn:
     """End at once: taking torch's modules apart one by one would take two seconds, for nothing."""
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):
+        print(end="", flush=True)
     os._exit(status)

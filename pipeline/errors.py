@@ -6,7 +6,7 @@
     │   ├── DataError                 data altered, cut off or not fit for the model
     │   │   └── DataUnavailableError  data neither at hand nor to be fetched
     │   ├── CheckpointError           a checkpoint that is corrupt or of another run
-    │   ├── FolderError               a folder that cannot be read, written or locked
+    │   ├── FolderError               a file or folder that is missing or cannot be read, written or locked
     │   └── SignatureError            another input, output or label list under a released name
     ├── RefusedError              3   the candidate was judged and refused
     │   ├── GateError                 a gate failed

@@ -30,8 +30,9 @@ def serve(
 ) -> None:
     """Returns only by an exception: a signal's, or ServerError where the server stops by itself.
 
-    The server must be ready within `ready_seconds`: each of its models then answers or was refused. Where signatories
-    are given, it has only what they have signed.
+    ServerError also where the server does not answer within `ready_seconds`. As long it waits for models that are still
+    loading before it says how to ask; of one that takes longer it says later what became of it. Where signatories are
+    given, the server has only what they have signed.
     """
     repository = str(options.repository)
     if repository.startswith("github:"):
@@ -77,6 +78,7 @@ def serve(
         while (status := triton.wait(options.poll_seconds)) is None:
             with suppress(ServerError):  # busy, or just ended
                 told = _tell(told, triton, copy, say)
+            triton.log.empty_if_large()
         raise ServerError(f"Triton stopped by itself (status {status}): {triton.log.tail(1)}")
 
 

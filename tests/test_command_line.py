@@ -1,5 +1,7 @@
 """The command line: its surface is frozen, its errors are one line, and nothing is left after one."""
 
+import os
+import re
 import subprocess
 import sys
 import time
@@ -130,6 +132,25 @@ def test_a_fault_of_the_program_is_one_line_and_status_1(tmp_path: Path) -> None
         *traceback, line = done.stderr.splitlines()
         assert line == "error: unexpected ZeroDivisionError: division by zero; --debug shows the traceback"
         assert bool(traceback) == bool(more)
+
+
+@pytest.mark.parametrize("arguments", [["list", "--json"], ["list"], ["--help"]], ids=["print", "rich", "click"])
+def test_who_cannot_print_ends_with_a_status_of_its_own(arguments: list[str], tmp_path: Path) -> None:
+    unread, closed = os.pipe()
+    os.close(unread)
+    full = os.open("/dev/full", os.O_WRONLY)
+    command = [sys.executable, "-m", "pipeline", "zoo", *arguments]
+    buffered = {**environment(), "PYTHONUNBUFFERED": ""}
+    for output, status, said in (
+        (closed, 141, r"\A\Z"),
+        (full, 4, r"\Aerror: standard output or a file: No space left on device: [^\n]*\n\Z"),
+    ):
+        done = subprocess.run(
+            command, cwd=tmp_path, env=buffered, stdout=output, stderr=subprocess.PIPE, text=True, check=False
+        )
+        os.close(output)
+        assert done.returncode == status, done.stderr
+        assert re.search(said, done.stderr), done.stderr
 
 
 def test_tensorboard_is_asked_for_where_it_is_missing(tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 from conftest import CONFIG, ROOT, environment, processes, run_command, running, wait_until
 from test_training import training
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from pipeline.stages.prepare import prepare
+from pipeline.training import torchrun
 
 # Of 320 images the last batch has two: too few for each process to have its own two.
 SAME_SUMS: dict[str, Any] = {
@@ -69,6 +71,12 @@ def test_two_processes_get_the_numbers_of_one(tmp_path: Path) -> None:
         assert row == pytest.approx(expected, rel=1e-3)
     assert images_seen == alone.images_seen
     assert validation_losses == pytest.approx([epoch.validation_loss for epoch in alone.epochs], rel=1e-3)
+
+
+def test_a_process_whose_reader_has_gone_is_not_started_again() -> None:
+    """It would be published once more, and end so again."""
+    with pytest.raises(BrokenPipeError):
+        torchrun._lost({0: ProcessFailure(local_rank=0, pid=1, exitcode=141, error_file="")}, processes=1)
 
 
 def test_a_lost_process_is_replaced_and_the_weights_are_those_of_an_uninterrupted_run(tmp_path: Path) -> None:

@@ -116,6 +116,14 @@ def test_told_to_load_it_answers_by_the_new_version_and_else_by_the_one_before(z
     assert "version 5 is live again" in done.stderr
     assert (zoo.live, is_answered_by(url, OTHER)) == (5, True)
 
+    # What was kept loaded stays so where that fails.
+    switching.rollback(zoo.store, NAME)
+    switching.promote(zoo.store, NAME, 5, keep_live=True)
+    done = run_command("zoo", "rollback", NAME, *told[3:], cwd=zoo.folder)
+    assert "version 5 is live again" in done.stderr
+    assert repository.loaded_versions(zoo.store, NAME) == (3, 5)
+    assert np.allclose(client.classify(url, NAME, images(3), 3), expected(images(3)), atol=1e-5)
+
 
 def test_who_is_interrupted_goes_back(zoo: Zoo, served: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     url = served.urls[0]

@@ -258,6 +258,7 @@ def test_second_publish_becomes_version_2_and_leaves_version_1_alone(root: Path,
 
 @pytest.mark.parametrize("crossing", [False, True])
 def test_published_files_are_readable_by_the_servers_user(root: Path, candidate: Candidate, crossing: bool) -> None:
+    top, root = root, root / "of a team" / "models"
     (candidate.source / "model.onnx").chmod(0o600)
     (candidate.source / "plots").chmod(0o700)
     previous = os.umask(0o077)
@@ -267,9 +268,9 @@ def test_published_files_are_readable_by_the_servers_user(root: Path, candidate:
             candidate.publish(root)
     finally:
         os.umask(previous)
-    modes = {path.stat().st_mode & 0o777 for path in (root / NAME).rglob("*") if path.is_file()}
-    assert modes == {0o644}
-    assert {path.stat().st_mode & 0o777 for path in [root / NAME, *(root / NAME).rglob("*/")]} == {0o755}
+    files = {path.stat().st_mode & 0o777 for path in root.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert files == {0o644}
+    assert {path.stat().st_mode & 0o777 for path in [top, *top.rglob("*/")]} == {0o755}
 
 
 def test_a_reader_never_sees_a_name_without_its_config_and_complete_version(root: Path, candidate: Candidate) -> None:

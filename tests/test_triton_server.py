@@ -30,8 +30,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.errors import PortInUseError, ServerError
 from pipeline.specs import Images, Probabilities
-from pipeline.triton import client, guard, model_config, ports
+from pipeline.triton import client, guard, model_config, ports, server_log
 from pipeline.triton.server import Server, ServerOptions, running, started
+from pipeline.triton.server_log import ServerLog
 
 SHAPE = (2, 3, 4)
 # What a naive reader of "<value>:<index>:<label>" or of a path would trip over.
@@ -505,6 +506,24 @@ def test_an_idle_server_ends_at_once_though_a_client_is_connected(models: Path) 
         begin = time.monotonic()
     assert time.monotonic() - begin < 1.5
     connected.close()
+
+
+def test_a_log_without_a_name_does_not_grow_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_log, "_MOST_BYTES", 100_000)
+    log = ServerLog.open(None)
+    with log.file, subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=log.file, text=True) as writer:
+        assert writer.stdin is not None
+        writer.stdin.write("line\n" * 24_000 + "first\n")
+        writer.stdin.flush()
+        wait_until(lambda: log.tail(1) == "first")
+        assert log.tail(24_000).count("line") < 14_000  # only a recent part is read
+        log.empty_if_large()
+        writer.stdin.write("second\n")
+        writer.stdin.flush()
+        wait_until(lambda: log.tail(1) == "second")
+        log.empty_if_large()
+        assert os.fstat(log.file.fileno()).st_size == len("second\n")
+        writer.stdin.close()
 
 
 def test_a_server_that_does_not_end_is_killed_and_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

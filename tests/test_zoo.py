@@ -163,6 +163,19 @@ def test_versions_are_kept_loaded_until_finish(store: FileStore, root: Path, can
     assert loaded(store) == (2,)
 
 
+def test_what_was_kept_loaded_comes_back_with_what_is_undone(store: FileStore) -> None:
+    switching.rollback(store, NAME)
+    switching.promote(store, NAME, 3, keep_live=True)
+    promoted = promotions(store)
+    for change in (lambda: switching.rollback(store, NAME), lambda: switching.promote(store, NAME, 2)):
+        event = change()
+        assert loaded(store) == (2,)
+        switching.undo(store, event, (2, 3), reason="no good")
+        assert loaded(store) == (2, 3)
+        assert promotions(store) == promoted
+    assert problems(store) == []
+
+
 def test_versions_of_other_configurations_are_not_loaded_together(
     store: FileStore, root: Path, tmp_path: Path, candidate: Candidate
 ) -> None:
@@ -503,6 +516,40 @@ def test_a_version_is_shown_where_the_name_has_no_config(store: FileStore, root:
     assert (details.summary.version, details.summary.live, details.summary.loaded) == (2, False, False)
 
 
+def test_a_config_that_names_no_version_is_replaced_as_its_error_says(
+    store: FileStore, root: Path, candidate: Candidate
+) -> None:
+    config = root / NAME / "config.pbtxt"
+    shutil.copy(root / NAME / "2" / "config.pbtxt", config)
+    for change in (lambda: candidate.publish(root), lambda: switching.promote(store, NAME, 2)):
+        with pytest.raises(InputError, match=r"names no version.*: restore it, or remove it and publish again"):
+            change()
+    config.unlink()
+    assert candidate.publish(root) == (4, None)
+    assert loaded(store) == (4,)
+    assert problems(store) == []
+
+
+def test_a_name_whose_config_is_damaged_keeps_no_other_from_changing(
+    store: FileStore, root: Path, candidate: Candidate
+) -> None:
+    candidate.publish(root, "other")
+    store.append(history.intent("publish", "other", 2, 1, "0"))
+    config = root / "other" / "config.pbtxt"
+    whole = config.read_bytes()
+    config.write_text("version_policy {", encoding="utf-8")
+    assert switching.rollback(store, NAME).version == 2
+    assert switching.retire(store, NAME, 3).state == "done"
+    assert switching.prune(store, NAME, 1).retired == ()
+    assert inspection.name_details(store, NAME).next_rollback == 1
+    with pytest.raises(InputError, match="not a Triton model config"):
+        switching.rollback(store, "other")
+    assert [event.name for event in history.open_intents(store.events())] == ["other"]
+    config.write_bytes(whole)
+    assert candidate.publish(root) == (4, 2)
+    assert history.open_intents(store.events()) == []
+
+
 class Disturbed(FileStore):
     """What somebody else does while the first model is read."""
 
@@ -815,6 +862,11 @@ def test_a_name_that_is_refused_keeps_no_other_from_coming(root: Path, tmp_path:
 def test_a_mistake_is_one_line_and_status_2(tmp_path: Path, arguments: list[str], said: str) -> None:
     assert said in zoo(*arguments, cwd=tmp_path, status=2)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_missing_is_a_mistake_too(store: FileStore, root: Path, tmp_path: Path) -> None:
+    done = zoo("export", f"{NAME}:3", "missing/x.tar", "--model-repository", str(root), cwd=tmp_path, status=2)
+    assert re.fullmatch(r"error: missing/\S+: No such file or directory: .*\n", done)
 
 
 # Under a real Triton

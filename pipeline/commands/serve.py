@@ -34,7 +34,7 @@ from pipeline.errors import InputError
     type=options.POSITIVE,
     default=120,
     show_default=True,
-    help="Give up where it is not ready by then",
+    help="Give up where it does not answer by then",
 )
 @cloup.option(
     "--require-signature",

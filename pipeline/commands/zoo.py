@@ -62,11 +62,16 @@ def _answers(answer: Callable[..., "Record"], then: Callable[[Any], None] = lamb
     return run
 
 
+def _first_of(told: list[str]) -> str:
+    """An error is one line; the others are in the answer."""
+    first, *more = told
+    return f"{first}; and {len(more)} more" if more else first
+
+
 def _demand_sound(verification: "Verification") -> None:
     if verification.problems:
-        first, *more = verification.problems
-        others = f"; and {len(more)} more" if more else ""
-        raise InputError(f"{verification.repository} has a problem: {first.name}: {first.problem}{others}")
+        told = [f"{problem.name}: {problem.problem}" for problem in verification.problems]
+        raise InputError(f"{verification.repository} has a problem: {_first_of(told)}")
 
 
 @command.command("list", context_settings=CONTEXT)
@@ -144,6 +149,14 @@ def _publish(
     return published
 
 
+def _proven(store: "Store", urls: tuple[str, ...], name: str, change: Callable[[], "Event"]) -> "Event":
+    """A promotion or a roll-back; where a server fails, all that was loaded before is so again."""
+    from pipeline.triton import reload, repository, switching
+
+    loaded = repository.loaded_versions(store, name)
+    return reload.switch(store, urls, change, back=lambda event: switching.undo(store, event, loaded, reason=_UNPROVEN))
+
+
 @command.command("promote", context_settings=CONTEXT)
 @cloup.argument("chosen", metavar="NAME:V", type=options.VERSION)
 @cloup.option("--keep-live", is_flag=True, help="The version that is live now stays loaded, until bin/zoo finish")
@@ -160,15 +173,17 @@ def _promote(
     """
     from pipeline.triton import reload, switching
 
-    def back(promoted: "Event | Published") -> None:
-        switching.rollback(store, promoted.name, reason=_UNPROVEN)
-
     if urls and not keep_live and (live := switching.already_live(store, *chosen)):
-        proven = reload.switch(store, urls, lambda: live, back)
+        proven = reload.switch(
+            store,
+            urls,
+            change=lambda: live,
+            back=lambda live: switching.rollback(store, live.name, reason=_UNPROVEN),
+        )
         # It said where the roll-back would have led; as nothing was changed, this version was live before.
         return proven.model_copy(update={"previous": proven.version})
-    return reload.switch(
-        store, urls, lambda: switching.promote(store, *chosen, keep_live=keep_live, reason=reason), back
+    return _proven(
+        store, urls, chosen.name, lambda: switching.promote(store, *chosen, keep_live=keep_live, reason=reason)
     )
 
 
@@ -191,13 +206,9 @@ def _finish(store: "Store", name: str, urls: tuple[str, ...], reason: str) -> "E
 @_answers
 def _rollback(store: "Store", name: str, urls: tuple[str, ...], reason: str) -> "Event":
     """Make the version live that was live before."""
-    from pipeline.triton import reload, switching
+    from pipeline.triton import switching
 
-    def back(event: "Event") -> None:
-        assert event.previous is not None
-        switching.promote(store, name, event.previous, reason=_UNPROVEN)
-
-    return reload.switch(store, urls, lambda: switching.rollback(store, name, reason=reason), back)
+    return _proven(store, urls, name, lambda: switching.rollback(store, name, reason=reason))
 
 
 @command.command("retire", context_settings=CONTEXT)
@@ -268,9 +279,7 @@ def _demand_all_taken(answer: "Published | Pulled") -> None:
     from pipeline.triton.transfer import Pulled
 
     if isinstance(answer, Pulled) and answer.refused:
-        first, *more = answer.refused
-        others = f"; and {len(more)} more" if more else ""
-        raise InputError(f"{first.name} was not taken: {first.reason}{others}")
+        raise InputError(_first_of([f"{one.name} was not taken: {one.reason}" for one in answer.refused]))
 
 
 @command.command("pull", context_settings=CONTEXT)

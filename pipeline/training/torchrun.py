@@ -19,6 +19,7 @@ _log = logging.getLogger(__name__)
 _RESTARTS = 3
 # What a process ends with that knows why: to start it again would not help.
 _FINAL = (2, 3, 4)
+_READER_GONE = 141  # as `pipeline.cli` has it
 
 
 def launch(arguments: Sequence[str], processes: int) -> None:
@@ -56,8 +57,13 @@ def _run(arguments: Sequence[str], processes: int) -> None:
 
 
 def _lost(failures: dict[int, ProcessFailure], processes: int) -> str:
-    """What happened to the process that ended first; RemoteError where one has ended of its own accord."""
+    """What happened to the process that ended first; RemoteError where one has ended of its own accord.
+
+    BrokenPipeError where that was because nobody reads its output, and so ours.
+    """
     for failure in failures.values():
+        if failure.exitcode == _READER_GONE:
+            raise BrokenPipeError
         if failure.exitcode in _FINAL:
             raise RemoteError(failure.exitcode, failure.message)
     rank, first = min(failures.items(), key=lambda item: item[1].timestamp)

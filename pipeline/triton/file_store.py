@@ -92,8 +92,10 @@ class FileStore:
                 if folder.exists():
                     storage.sync(folder)
         with (self._root / HISTORY).open("a+b") as file:
-            # A writer that was killed may have left half a line: end it, so that it harms no other.
-            if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+            if not file.tell():  # new: who verifies a version, or serves only signed ones, reads it too
+                os.fchmod(file.fileno(), 0o644)
+            elif os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+                # A writer that was killed may have left half a line: end it, so that it harms no other.
                 file.write(b"\n")
             file.write(event.model_dump_json().encode() + b"\n")
             file.flush()

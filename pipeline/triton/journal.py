@@ -1,9 +1,9 @@
 """An intent is in the history before a change of the repository, and how it ended after: killed anywhere, it heals."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 
-from pipeline.errors import ConflictError, StorageError
+from pipeline.errors import ConflictError, InputError, StorageError
 from pipeline.triton import history, repository
 from pipeline.triton.history import Event
 from pipeline.triton.store import Store
@@ -22,7 +22,7 @@ def carried_out(store: Store, event: Event, act: Callable[[], Event]) -> Event:
         # In an object store, a change that got no answer may still come.
         if store.is_abandoned(event):
             with suppress(OSError, StorageError):
-                _conclude(store, event)
+                _conclude(store, outcome(store, event))
         raise
     # Where the disk takes no more, the intent stays open for the next writer, who sees what is live.
     with nullcontext() if ended.state == "superseded" else suppress(OSError, StorageError):
@@ -32,9 +32,9 @@ def carried_out(store: Store, event: Event, act: Callable[[], Event]) -> Event:
 
 def settle(store: Store) -> None:
     """Say of each intent that nobody is at work on what became of it, and finish or remove what it left."""
-    for event in history.open_intents(store.events()):
-        if store.is_abandoned(event):
-            _conclude(store, event)
+    abandoned = [event for event in history.open_intents(store.events()) if store.is_abandoned(event)]
+    for ended in _outcomes(store, abandoned):
+        _conclude(store, ended)
 
 
 def confirm(store: Store, name: str, live: int) -> None:
@@ -53,7 +53,7 @@ def confirm(store: Store, name: str, live: int) -> None:
 def settled(store: Store) -> list[Event]:
     """The history as `settle` would leave it, without writing."""
     events = store.events()
-    return [*events, *(outcome(store, event) for event in history.open_intents(events))]
+    return [*events, *_outcomes(store, history.open_intents(events))]
 
 
 def outcome(store: Store, event: Event) -> Event:
@@ -70,14 +70,23 @@ def outcome(store: Store, event: Event) -> Event:
     return event.ended("done" if happened else "abandoned")
 
 
+def _outcomes(store: Store, intents: list[Event]) -> Iterator[Event]:
+    """But for names whose config.pbtxt is damaged: their intents stay open, and other names' commands go on."""
+    for event in intents:
+        try:
+            ended = outcome(store, event)
+        except InputError:
+            continue
+        yield ended
+
+
 def leaves_a_rest(ended: Event) -> bool:
     """Whether, of a killed writer, there may be a part of a version that is not to be."""
     return ended.state == "abandoned" if ended.brings_in else (ended.action, ended.state) == ("retire", "done")
 
 
-def _conclude(store: Store, event: Event) -> None:
+def _conclude(store: Store, ended: Event) -> None:
     """A version that was brought in but never named is removed, and so is the rest of one that was to go."""
-    ended = outcome(store, event)
     if leaves_a_rest(ended):
-        store.remove(event.name, event.version)
+        store.remove(ended.name, ended.version)
     store.append(ended)

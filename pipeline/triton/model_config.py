@@ -102,7 +102,9 @@ def loaded_versions(content: bytes, path: str) -> tuple[int, ...]:
     else:
         versions = list(parse(content, path).version_policy.specific.versions)
     if not versions:
-        raise InputError(f"{path} names no version in version_policy.specific: publish or roll back to set it")
+        raise InputError(
+            f"{path} names no version in version_policy.specific: restore it, or remove it and publish again"
+        )
     return tuple(sorted(versions))
 
 

@@ -1,5 +1,6 @@
 """The log of a running Triton, which says some things that its answers do not."""
 
+import fcntl
 import os
 import re
 import tempfile
@@ -17,14 +18,19 @@ _NOT_TRIED = re.compile(
     r"^E.*\"(?:Poll failed for model directory|failed to load model) '([^']+)': (.+?)\"?$", re.MULTILINE
 )
 _RECENT_BYTES = 1 << 16
+_MOST_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
 class ServerLog:
-    """What the server writes to `file`; without a `path` that has no name and ends with the server."""
+    """What the server appends to `file`; without a `path` that has no name and ends with the server."""
 
     path: Path | None
     file: IO[bytes]
+
+    def __post_init__(self) -> None:
+        # The server inherits this; else, when the file was emptied, it would go on at its old position, behind a hole.
+        fcntl.fcntl(self.file, fcntl.F_SETFL, fcntl.fcntl(self.file, fcntl.F_GETFL) | os.O_APPEND)
 
     @classmethod
     def open(cls, path: Path | None) -> "ServerLog":
@@ -35,8 +41,14 @@ class ServerLog:
             where = path or f"in {tempfile.gettempdir()}"
             raise FolderError(f"cannot write the server's log {where}: {error.strerror or error}") from error
 
+    def empty_if_large(self) -> None:
+        """One without a name grows where nobody sees it: a server that polls logs a bad model each time."""
+        if self.path is None and os.fstat(self.file.fileno()).st_size > _MOST_BYTES:
+            os.ftruncate(self.file.fileno(), 0)
+
     def tail(self, lines: int) -> str:
-        return "\n".join(self._text().splitlines()[-lines:])
+        """The last lines, at most so many, of its recent part."""
+        return "\n".join(self._text(_RECENT_BYTES).splitlines()[-lines:])
 
     def errors(self) -> str:
         """The errors, or the last line where none was logged, in one line."""
@@ -53,7 +65,6 @@ class ServerLog:
         return f"; its log is {self.path}" if self.path else "; give --log-file to keep its log"
 
     def _text(self, last_bytes: int | None = None) -> str:
-        # The server writes at the file's position, so that must stay where it is.
         size = os.fstat(self.file.fileno()).st_size
         wanted = min(size, last_bytes or size)
         return os.pread(self.file.fileno(), wanted, size - wanted).decode(errors="replace")

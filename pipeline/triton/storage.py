@@ -85,9 +85,10 @@ def is_writable(path: Path) -> bool:
 
 
 def make_folder(path: Path) -> None:
-    """With parents, where it is missing; the server's user can read it whatever the umask is."""
+    """With parents, where they are missing; the server's user can read what is made, whatever the umask is."""
     if not path.exists():
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
         path.chmod(0o755)
 
 

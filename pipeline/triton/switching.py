@@ -45,6 +45,16 @@ def rollback(store: Store, name: str, *, reason: str = "") -> Event:
         return _switched(store, "rollback", name, target, state, state.kept - {target}, reason)
 
 
+def undo(store: Store, event: Event, loaded: tuple[int, ...], *, reason: str) -> Event:
+    """Take back a promotion or a roll-back: the versions that were loaded before it are again."""
+    live = event.previous
+    assert live is not None
+    kept = frozenset(version for version in loaded if version < live)
+    action: Action = "promote" if event.action == "rollback" else "rollback"
+    with store.exclusive():
+        return _switched(store, action, event.name, live, _settled(store, event.name), kept, reason)
+
+
 def finish(store: Store, name: str, *, reason: str = "") -> Event:
     """Let go of the versions that were kept loaded beside the live one; InputError where there are none."""
     _state(store, name)  # nothing is made for a name that is not there
