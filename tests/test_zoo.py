@@ -167,7 +167,11 @@ def test_what_was_kept_loaded_comes_back_with_what_is_undone(store: FileStore) -
     switching.rollback(store, NAME)
     switching.promote(store, NAME, 3, keep_live=True)
     promoted = promotions(store)
-    for change in (lambda: switching.rollback(store, NAME), lambda: switching.promote(store, NAME, 2)):
+    changes: tuple[Callable[[], Event], ...] = (
+        lambda: switching.rollback(store, NAME),
+        lambda: switching.promote(store, NAME, 2),
+    )
+    for change in changes:
         event = change()
         assert loaded(store) == (2,)
         switching.undo(store, event, (2, 3), reason="no good")
