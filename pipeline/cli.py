@@ -45,7 +45,7 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         _run(sys.argv[1:])
-        print(end="", flush=True)  # here, where an error can still be told; stdout is None where it was closed before
+        print(end="", flush=True)  # while an error can still be told; print knows a stdout that is None
         _exit(0)
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.ctx.get_help() if error.ctx else error)

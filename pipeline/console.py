@@ -28,6 +28,7 @@ class _AboveBar(logging.Handler):
 
 def set_up(*, quiet: bool) -> None:
     """Lines of level INFO go to stderr, or nothing where `quiet`."""
+    logging.raiseExceptions = False  # that the disk is full is said once, by what needs it
     _root.setLevel(logging.DEBUG)
     _root.propagate = False
     screen = _AboveBar(logging.INFO)

@@ -123,6 +123,7 @@ NOT_NEGATIVE = FiniteRange(0)
 COUNT = click.IntRange(1)
 NOT_NEGATIVE_COUNT = click.IntRange(0)
 PORT = click.IntRange(0, 65535)
+SEED = click.IntRange(0, 2**32 - 1)
 FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
 OLD_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -239,7 +240,7 @@ TRAIN = (
             kind=NOT_NEGATIVE_COUNT,
             text="Stop after so many epochs without a better validation accuracy; 0: do not",
         ),
-        _plain("--seed", kind=NOT_NEGATIVE_COUNT, text="Seed of all randomness"),
+        _plain("--seed", kind=SEED, text="Seed of all randomness"),
         _plain("--test-batch-size", kind=COUNT, text="Images per step of the evaluation in PyTorch"),
         _plain("--log-interval", kind=COUNT, text="Batches between two log lines"),
         cloup.option(

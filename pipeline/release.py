@@ -12,7 +12,6 @@ from pipeline.config import RunConfig
 from pipeline.publication import demand_gates, demand_verdict, publish_run
 from pipeline.records import (
     Benchmarked,
-    DataInfo,
     Evaluated,
     Gated,
     ModelMetrics,
@@ -50,7 +49,6 @@ class Outcome:
     """What a run came to. Records of stages that it did not reach are None; `seconds` are by stage."""
 
     config: RunConfig
-    data: DataInfo | None = None
     evaluated: Evaluated | None = None
     verified: Verified | None = None
     benchmarked: Benchmarked | None = None
@@ -90,6 +88,7 @@ def run(config: RunConfig, outcome: Outcome, group: Group = ALONE, signer: Signe
         repository.check_signature(store, config.release_name, description.shape, description.labels)
     with folder.open():
         console.log_to(folder.log)
+        _log.debug("configuration: %s", config.model_dump_json())
         _run(config, folder, outcome, group, signer)
 
 
@@ -108,15 +107,19 @@ def _run(config: RunConfig, folder: RunFolder, outcome: Outcome, group: Group, s
             record = stage(*arguments, **options)
             return keep(type(record).__name__.lower(), record)
 
-    with outcome.stage("prepare"):
+    def begin() -> None:
+        """Nothing can refuse this run any more: its records take the place of an earlier one's."""
         folder.clear_records()
-        prepared = _prepare(config, group)
-        data = outcome.data = keep("data", prepared.info)
-        code = keep("code", provenance.describe())
+        keep("data", data)
+        keep("code", code)
         keep("config", config)
-        test = prepared.test.take(slice(config.test_batch_size)) if config.dry_run else prepared.test
+
+    with outcome.stage("prepare"):
+        prepared = _prepare(config, group)
+        data, code = prepared.info, provenance.describe()
+        test = prepared.test.spread(config.test_batch_size) if config.dry_run else prepared.test
     with outcome.stage("train"):
-        trained, served = train(prepared, config, folder, group)
+        trained, served = train(prepared, config, folder, group, begin)
         keep("trained", trained)
     evaluated = outcome.evaluated = step(evaluate, served, test, data.labels, config.test_batch_size, folder)
     if not config.export:

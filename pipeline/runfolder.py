@@ -3,12 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from pipeline.errors import FolderError
-from pipeline.records import Format
-
-_SUFFIXES: dict[Format, str] = {"pytorch": ".pth", "onnx": ".onnx", "torchscript": ".pt"}
 
 
 @dataclass(frozen=True)
@@ -56,18 +53,18 @@ class RunFolder:
         for path in (self.root / "records").glob("*.json"):
             path.unlink()
 
-    def model(self, short_name: str, file_format: Format) -> Path:
-        return self.root / "models" / f"{short_name}_model{_SUFFIXES[file_format]}"
+    def model(self, short_name: str, suffix: str) -> Path:
+        return self.root / "models" / f"{short_name}_model{suffix}"
 
     def relative(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
 
-    def open(self) -> FileLock:
-        """Make the folder and hold it for this process; FolderError where that cannot be."""
+    def open(self) -> AcquireReturnProxy[FileLock]:
+        """Make the folder and hold it for this process while a `with` block runs; FolderError where that cannot be."""
         lock = FileLock(self.root / ".lock", timeout=0)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
+            held = lock.acquire()
             # A run that was killed while it wrote a file has left the unfinished one; others are not ours.
             for written in (self.record("*"), self.metrics, self.checkpoint):
                 for temporary in written.parent.glob(f".{written.name}.tmp"):
@@ -80,4 +77,4 @@ class RunFolder:
             raise FolderError(
                 f"{self.root} cannot be written ({error.strerror}): name another folder by --output-dir or OUTPUT_DIR"
             ) from None
-        return lock
+        return held

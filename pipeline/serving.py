@@ -30,9 +30,9 @@ def serve(
 ) -> None:
     """Returns only by an exception: a signal's, or ServerError where the server stops by itself.
 
-    ServerError also where the server does not answer within `ready_seconds`. As long it waits for models that are still
-    loading before it says how to ask; of one that takes longer it says later what became of it. Where signatories are
-    given, the server has only what they have signed.
+    ServerError also where the server does not answer within `ready_seconds`. What is left of them is given to models
+    that are still loading, before it is said how to ask; what becomes of one that takes longer is said later. Where
+    signatories are given, the server has only what they have signed.
     """
     repository = str(options.repository)
     if repository.startswith("github:"):

@@ -142,7 +142,7 @@ def _location(value: Value) -> str:
 
 
 def _path(value: Value) -> Path:
-    return Path(os.fspath(str(value.value))).expanduser()
+    return Path(os.path.expanduser(str(value.value)))  # noqa: PTH111 - pathlib's fails where there is no such user
 
 
 def _criteria(typed: Any) -> tuple[Criterion, ...]:

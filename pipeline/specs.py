@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.config import DataOptions, Recipe
-from pipeline.records import DataInfo, Format
+from pipeline.records import DataInfo
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -86,6 +86,11 @@ class Split:
     def take(self, chosen: slice | Rows) -> "Split":
         """A split of some of the N images; none is read for it."""
         return Split(self.array, self.rows[chosen], self.labels[chosen])
+
+    def spread(self, count: int) -> "Split":
+        """At most so many of the images, from all over: those of an image folder are sorted by class."""
+        count = min(count, len(self))
+        return self.take(np.arange(count) * len(self) // count)
 
     def batches(self, size: int) -> Iterator[Images]:
         """All images in order, at most `size` at a time."""
@@ -189,7 +194,6 @@ class FormatEntry(Protocol):
     makes the network that a format without a graph of its own is read into.
     """
 
-    FORMAT: Format
     SUFFIX: str
 
     def export(self, served: nn.Module, example: Tensor, path: Path) -> dict[str, str | int]: ...

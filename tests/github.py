@@ -33,6 +33,7 @@ class GitHub:
         self.files: dict[int, bytes] = {}
         self.deployments: list[dict[str, Any]] = []
         self.statuses: list[tuple[int, str]] = []
+        self.latest: str | None = None
         self.disturb: Callable[[str, str], int | None] = lambda method, path: None
         self.writes = 0
         self.number = 0
@@ -104,6 +105,9 @@ class GitHub:
         if not content["draft"] and release["tag_name"] in visible:
             return 422
         release.update(content)
+        # What was asked of the draft is not remembered; of what is published, the default is to be the latest.
+        if not content["draft"] and content.get("make_latest", "true") == "true":
+            self.latest = release["tag_name"]
         return release
 
     def delete(self, path: str) -> Any:

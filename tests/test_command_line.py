@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -90,6 +91,8 @@ def test_the_reference_is_up_to_date() -> None:
         (["--dataset-id", "digits_v1", "--model-repository", "gs://bucket/models"], "expected a folder, s3://"),
         (["--dataset-id", "digits_v1", "--criterion-id", "capsule_loss_v1"], "has no meaning for mnist_cnn_v1"),
         (["--dataset-id", "digits_v1", "--image-size", "100"], "always have 28x28 pixels"),
+        (["--dataset-id", "digits_v1", "--seed", "4294967296"], "0<=x<=4294967295"),
+        (["--dataset-id", "mnist_v1", "--data-dir", "~nobody-here/data"], "~nobody-here/data/MNIST/raw"),
         (["--epoch", "3"], "--epochs"),
     ],
 )
@@ -177,6 +180,16 @@ def test_a_damaged_checkpoint_is_refused(released: Workplace, tmp_path: Path) ->
     done = run_command("train", "--dataset-id", "digits_v1", "--epochs", "6", "--output-dir", "run", cwd=tmp_path)
     assert done.returncode == 2
     assert "--no-resume" in done.stderr
+
+
+def test_a_refused_run_leaves_what_lies_in_its_folder(released: Workplace, tmp_path: Path) -> None:
+    shutil.copytree(released.run, tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run" / "records").iterdir()}
+    other = ("--dataset-id", "digits_v1", "--model-id", "mnist_fcn_v1", "--output-dir", "run")
+    done = run_command("train", *other, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "model_id was 'mnist_cnn_v1' and is now 'mnist_fcn_v1'" in done.stderr
+    assert {path: path.read_bytes() for path in (tmp_path / "run" / "records").iterdir()} == before
 
 
 def test_a_name_that_is_live_with_other_inputs_is_refused_before_training(released: Workplace, tmp_path: Path) -> None:

@@ -331,6 +331,17 @@ def test_a_transfer_that_is_cut_or_other_content_leaves_nothing(
         assert [path for path in (written.folder / "EMNIST").rglob("*") if path.is_file()] == []
 
 
+def test_a_page_in_place_of_a_file_is_not_kept(
+    tmp_path: Path, mirror: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, folder = mirror
+    write(folder, {f"{name}.gz": b"<html>Please sign in</html>" for name in _idx.FILES})
+    monkeypatch.setattr(torchvision_datasets.MNIST, "mirrors", [url])
+    with pytest.raises(DataUnavailableError, match="sent content of MD5"):
+        registry.dataset("mnist_v1").load(options(tmp_path / "data"))
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and folder not in path.parents] == []
+
+
 def test_a_folder_that_cannot_be_written_is_named(
     written: Written, mirror: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 Versions are those of `test_repository`; in GitHub's place stands the server of `github`.
 """
 
+import re
 import subprocess
 import tarfile
 import threading
@@ -20,6 +21,7 @@ from pipeline.errors import ConflictError, InputError, StorageError
 from pipeline.records import Published
 from pipeline.triton import github_api, history, inspection, publishing, repository, switching, transfer, verification
 from pipeline.triton.file_store import FileStore
+from pipeline.triton.github import GithubStore
 from pipeline.triton.store import Store, open_store
 
 
@@ -65,6 +67,7 @@ def test_a_version_is_a_release_with_a_tag_and_its_files(store: Store, github: G
             "release.json",
             "config.pbtxt",
         ]
+    assert github.latest is None, "of all names together, that says nothing"
     assert repository.names(store) == [NAME]
     assert repository.versions(store, NAME) == [1, 2]
     assert repository.live_version(store, NAME) == 2
@@ -286,6 +289,25 @@ def test_a_switch_that_another_has_overtaken_is_refused(store: Store, tmp_path: 
         store.point(NAME, repository.pointing_config(repository.own_config(store, NAME, 1), 1), seen)
 
 
+@pytest.mark.usefixtures("github")
+def test_two_roll_backs_at_once_go_to_the_same_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = GithubStore(LOCATION)
+    for number in (1, 2, 3):
+        publish(slow, tmp_path / f"candidate {number}")
+    switch = slow._switch
+
+    def overtaken(previous: int | None) -> None:
+        assert switching.rollback(open_store(LOCATION), NAME).version == 2
+        switch(previous)
+
+    monkeypatch.setattr(slow, "_switch", overtaken)
+    assert switching.rollback(slow, NAME).version == 2
+    assert [event.action for event in open_store(LOCATION).events()] == ["publish"] * 3 + ["rollback"] * 2
+    assert repository.live_version(open_store(LOCATION), NAME) == 2
+    assert switching.rollback(open_store(LOCATION), NAME).version == 1
+    assert problems(open_store(LOCATION)) == []
+
+
 @pytest.mark.parametrize("how", [LOST, UNANSWERED])
 def test_cut_off_at_any_step_it_is_done_or_as_before(github: GitHub, tmp_path: Path, how: int) -> None:
     publish(open_store(LOCATION), tmp_path / "first")
@@ -340,9 +362,14 @@ def test_a_file_that_was_altered_there_does_not_come(
     tar = github.files[number]
     github.files[number] = tar.replace(b"one\0", b"two\0", 1)
     assert github.files[number] != tar
-    with pytest.raises(InputError, match=rf"{NAME}/1/model\.onnx is not as SHA256SUMS has it"):
+    altered = rf"{NAME}/1/model\.onnx is not as SHA256SUMS has it"
+    with pytest.raises(InputError, match=altered):
         follow(store, host)
     assert repository.names(host) == []
+    found = verification.verify(open_store(LOCATION))
+    assert found.versions == 1
+    assert all(re.search(altered, problem.problem) for problem in found.problems)
+    assert found.problems[0].version == 1
 
 
 def test_a_release_that_was_exchanged_does_not_come(
@@ -399,6 +426,19 @@ def test_code_comes_only_when_trusted(store: Store, host: FileStore, tmp_path: P
 def test_another_location_is_refused(wrong: str) -> None:
     with pytest.raises(InputError, match="expected github:OWNER/NAME"):
         open_store(wrong)
+
+
+def test_what_is_not_githubs_api_says_so(github: GitHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = f"{LOCATION}: .* not GitHub's API.*GITHUB_API_URL"
+    monkeypatch.setattr(github, "post", lambda *asked: b"<html>Sign in</html>")
+    with pytest.raises(StorageError, match=said):
+        publish(open_store(LOCATION), tmp_path / "one")
+    monkeypatch.setattr(github, "get", github.post)
+    with pytest.raises(StorageError, match=said):
+        repository.names(open_store(LOCATION))
+    monkeypatch.setenv("GITHUB_API_URL", "ghe.example.org")
+    with pytest.raises(InputError, match=r"GITHUB_API_URL 'ghe\.example\.org': expected .*https://"):
+        open_store(LOCATION)
 
 
 def test_without_a_token_all_can_be_read_and_nothing_written(

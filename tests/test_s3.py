@@ -753,3 +753,18 @@ def test_versions_are_pushed_to_the_store_and_pulled_from_it(
     assert transfer.copy(store, other, NAME, None, trust=False).version == 1
     assert other.files(f"{NAME}/1") == local.files(f"{NAME}/2")
     assert verification.verify(store).problems == verification.verify(other).problems == ()
+
+
+def test_a_folder_of_the_bucket_that_leads_out_of_here_is_not_pulled(
+    store: S3Store, candidate: Candidate, tmp_path: Path
+) -> None:
+    source = make_source(tmp_path / "source")
+    config = (source / "config.pbtxt").read_text(encoding="utf-8")
+    (source / "config.pbtxt").write_text(config.replace(f'name: "{NAME}"', 'name: ".."'), encoding="utf-8")
+    publishing.publish_version(store, "..", source, release_json(source))
+    publish(store, candidate)
+    host = tmp_path / "host"
+    pulled = transfer.follow_all(store, FileStore(host / "models"), trust=False)
+    assert [one.name for one in pulled.names] == [NAME]
+    assert [(one.name, one.reason.startswith("'..' in ")) for one in pulled.refused] == [("..", True)]
+    assert [path.name for path in host.iterdir()] == ["models"]

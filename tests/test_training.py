@@ -1,8 +1,11 @@
 """The engine: resumed as if never stopped, alike from one seed, honest about bad checkpoints and numbers."""
 
+import errno
 import math
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,12 +18,16 @@ from conftest import CONFIG, environment
 from sklearn import metrics as reference
 
 from pipeline import metrics, registry
+from pipeline.commands.train import command
 from pipeline.config import Criterion
-from pipeline.errors import CheckpointError, InputError, NonFiniteLossError
+from pipeline.errors import CheckpointError, InputError, NonFiniteLossError, StorageError
 from pipeline.records import Epoch
+from pipeline.runfolder import RunFolder
 from pipeline.served import build_network
+from pipeline.settings import configure
 from pipeline.specs import OptimizerOptions, Prepared, Split
 from pipeline.stages.prepare import prepare
+from pipeline.stages.train import train
 from pipeline.training import checkpoint, tensorboard
 from pipeline.training.batches import Batches, Normalise
 from pipeline.training.group import ALONE, Group
@@ -144,6 +151,36 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(digits: Prepared, tmp_pa
     training(digits).save(path, IDENTITY)
     with pytest.raises(CheckpointError, match="seed was 1 and is now 2"):
         training(digits).restore(path, {"seed": 2})
+
+
+def test_a_run_that_begins_anew_leaves_no_checkpoint_that_a_restart_would_take_up(
+    digits: Prepared, tmp_path: Path
+) -> None:
+    typed = ["--dataset-id", "digits_v1", "--epochs", "1", "--no-resume", "--output-dir", str(tmp_path)]
+    context = command.make_context("bin/train", typed)
+    flags = {**context.params, "typed": frozenset[str]()}
+    config = configure(flags, "digits_v1", fallback=False, started=time.localtime())
+    folder, found = RunFolder(tmp_path), []
+    folder.checkpoint.parent.mkdir()
+    folder.checkpoint.write_bytes(b"of an earlier run")
+    train(digits, config, folder, begin=lambda: found.append(folder.checkpoint.exists()))
+    assert found == [False]
+    assert checkpoint.epochs(folder.checkpoint) == 1
+
+
+def test_a_full_disk_is_not_the_users_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint, "write_atomically", full)
+    with pytest.raises(StorageError, match=r"last\.pt cannot be written \(No space left on device\)"):
+        checkpoint.save(tmp_path / "last.pt", {})
+
+
+def test_some_images_of_a_sorted_set_are_of_all_classes(digits: Prepared) -> None:
+    images = Split.whole(digits.test.images(slice(10)), np.arange(10))
+    assert images.spread(4).labels.tolist() == [0, 2, 5, 7]
+    assert images.spread(20).labels.tolist() == list(range(10))
 
 
 def test_more_epochs_go_on_only_where_the_schedule_stays_the_same(digits: Prepared, tmp_path: Path) -> None:
@@ -356,6 +393,15 @@ def test_every_second_epoch_has_the_images_of_the_highest_loss_in_each_batch() -
             hardest = sorted(before[batch].tolist(), key=lambda image: -sampler.losses[image])[:count]
             assert hard & set(before[batch].tolist()) == set(hardest)
     assert sampler.order(1).tolist() != sampler.order(3).tolist()
+
+
+def test_a_single_image_is_no_batch_of_its_own() -> None:
+    sampler = Sampler(33, 16, 0.5, 1, CPU)
+    assert sampler.batches(0) == [slice(0, 16), slice(16, 32)]
+    assert sampler.batches(1) == [slice(0, 16)]
+    assert (sampler.steps(0), sampler.steps(1)) == (2, 1)
+    assert Sampler(34, 16, 0.5, 1, CPU).batches(1) == [slice(0, 16)]  # of 17 images
+    assert Sampler(1, 16, 0.5, 1, CPU).batches(0) == [slice(0, 1)]
 
 
 @pytest.mark.parametrize("hard_fraction", [0.5, 0.001])

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,13 @@ def test_what_was_live_before_the_history_began_can_come_back(store: FileStore, 
     with pytest.raises(InputError, match="nothing to roll back to"):
         switching.rollback(store, NAME)
     assert problems(store) == []
+
+
+def test_a_version_that_is_promoted_after_a_change_by_hand_is_live_once(store: FileStore, root: Path) -> None:
+    point_by_hand(root)
+    assert switching.promote(store, NAME, 3).previous == 1
+    assert promotions(store) == [1, 2, 3]
+    assert switching.rollback(store, NAME).version == 2
 
 
 @pytest.mark.parametrize(("version", "said"), [(3, "is live already"), (7, "no version 7: known: 1, 2, 3")])
@@ -277,6 +284,38 @@ def test_a_version_is_pushed_once_under_its_own_number_there(
     assert (again.version, again.live, again.new) == (2, False, False)
     assert tree(tmp_path / "there") == before
     assert problems(there) == []
+
+
+def test_a_version_that_another_one_pulls_meanwhile_comes_once(
+    store: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, quick = FileStore(tmp_path / "there"), FileStore(tmp_path / "there")
+    exclusive = slow.exclusive
+
+    def overtaken() -> AbstractContextManager[None]:
+        transfer.follow(store, quick, NAME, trust=False)
+        return exclusive()
+
+    monkeypatch.setattr(slow, "exclusive", overtaken)
+    pulled = transfer.follow(store, slow, NAME, trust=False)
+    assert (pulled.version, pulled.live, pulled.new) == (1, True, False)
+    assert repository.versions(slow, NAME) == [1]
+
+
+def test_a_version_whose_publisher_was_killed_after_the_switch_comes_once(
+    store: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nobody can tell yet that he is dead."""
+    there = Unlocked(tmp_path / "there", lambda: None)
+    (tmp_path / "there").mkdir()
+    append = there.append
+    with monkeypatch.context() as patch:
+        patch.setattr(there, "append", lambda event: append(event) if event.state == "intent" else None)
+        assert transfer.follow(store, there, NAME, trust=False).new
+    assert [event.state for event in there.events()] == ["intent"]
+    pulled = transfer.follow(store, there, NAME, trust=False)
+    assert (pulled.version, pulled.live, pulled.new) == (1, True, False)
+    assert repository.versions(there, NAME) == [1]
 
 
 def test_an_altered_version_is_neither_pushed_nor_exported(store: FileStore, root: Path, tmp_path: Path) -> None:
@@ -712,6 +751,28 @@ def test_a_publisher_who_is_overtaken_leaves_the_higher_version_live(
     assert promotions(store) == [1, 2, 3, 5]
     assert problems(store) == []
     assert switching.rollback(store, NAME).version == 3
+
+
+def test_a_switch_of_which_two_say_that_it_was_done_counts_once(
+    store: FileStore, root: Path, candidate: Candidate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its publisher does, but late; before that, who rolls it back."""
+    slow, quick = Unlocked(root, lambda: None), Unlocked(root, lambda: None)
+    point = slow.point
+
+    def overtaken(name: str, config: str, expected: bytes) -> None:
+        point(name, config, expected)
+        assert switching.rollback(quick, NAME).version == 3
+
+    monkeypatch.setattr(slow, "point", overtaken)
+    assert publishing.publish_version(slow, NAME, candidate.source, candidate.release_json).version == 4
+    assert [(event.action, event.version) for event in store.events() if event.state == "done"][3:] == [
+        ("publish", 4),
+        ("rollback", 3),
+        ("publish", 4),
+    ]
+    assert promotions(store) == [1, 2, 3]
+    assert problems(store) == []
 
 
 def test_a_publisher_goes_on_after_a_roll_back_of_another(store: FileStore, root: Path, candidate: Candidate) -> None:

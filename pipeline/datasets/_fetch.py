@@ -1,5 +1,6 @@
 """Fetches a file of a data set from the first mirror that has it."""
 
+import errno
 import hashlib
 import http.client
 import itertools
@@ -11,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline import console
-from pipeline.errors import DataUnavailableError, FolderError
+from pipeline.errors import DataUnavailableError, FolderError, StorageError
 
 _TIMEOUT_SECONDS = 15
 _CHUNK_BYTES = 1 << 16
@@ -27,7 +28,7 @@ def fetch(urls: Sequence[str], path: Path, md5: str | None = None, other_folders
     """`path`, with what the first mirror sends that answers, and with that MD5 where one is given.
 
     DataUnavailableError names where the file was looked for, `other_folders` among it, and the ways out
-    where no mirror has it; FolderError where it cannot be written.
+    where no mirror has it; FolderError where it cannot be written, StorageError where the disk is full.
     """
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     failures = []
@@ -43,7 +44,8 @@ def fetch(urls: Sequence[str], path: Path, md5: str | None = None, other_folders
                 return part.replace(path)
             failures.append(f"{url}: sent content of MD5 {found}, expected {md5}")
     except OSError as error:
-        raise FolderError(
+        kind = StorageError if error.errno == errno.ENOSPC else FolderError
+        raise kind(
             f"{path} cannot be written ({error.strerror}): name another folder by --data-dir or DATA_DIR"
         ) from None
     finally:

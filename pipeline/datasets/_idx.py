@@ -65,11 +65,11 @@ def _find(file: str, folders: Sequence[Path]) -> Path | None:
 
 
 def _fetch(file: str, folder: Path, torchvision_class: str, other_folders: Sequence[Path]) -> Path:
-    from torchvision import datasets  # slow to import, and wanted only for its list of mirrors
+    from torchvision import datasets  # slow to import, and wanted only for its mirrors and sums
 
-    mirrors: Sequence[str] = getattr(datasets, torchvision_class).mirrors
-    urls = [f"{mirror}{file}.gz" for mirror in mirrors]
-    return fetch(urls, folder / f"{file}.gz", other_folders=other_folders)
+    entry, name = getattr(datasets, torchvision_class), f"{file}.gz"
+    urls = [mirror + name for mirror in entry.mirrors]
+    return fetch(urls, folder / name, dict(entry.resources)[name], other_folders)
 
 
 def _checked(path: Path, expected: str) -> bytes:

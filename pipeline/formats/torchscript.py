@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from pipeline.specs import Images, Probabilities, Runner
 
-FORMAT = "torchscript"
 SUFFIX = ".pt"
 
 

@@ -23,10 +23,11 @@ def export(served: Served, data: DataInfo, formats: Sequence[Format], folder: Ru
 
 
 def _export(served: Served, example: torch.Tensor, name: Format, folder: RunFolder, short_name: str) -> ExportedFile:
-    path = folder.model(short_name, name)
+    entry = registry.file_format(name)
+    path = folder.model(short_name, entry.SUFFIX)
     try:
         path.parent.mkdir(exist_ok=True)
-        details = registry.file_format(name).export(served, example, path)
+        details = entry.export(served, example, path)
         content = Path(path).read_bytes()
     except OSError as error:
         raise StorageError(

@@ -1,6 +1,7 @@
 """Train a network, or take up a training where its last checkpoint left it."""
 
 import logging
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -28,12 +29,20 @@ class Result(NamedTuple):
     served: Served
 
 
-def train(prepared: Prepared, config: RunConfig, folder: RunFolder, group: Group = ALONE) -> Result:
+def train(
+    prepared: Prepared,
+    config: RunConfig,
+    folder: RunFolder,
+    group: Group = ALONE,
+    begin: Callable[[], None] = lambda: None,
+) -> Result:
     """The network is returned on the CPU, ready to be asked and exported, in each process of the group.
 
-    A finished run is not trained again. CheckpointError where the folder holds a damaged checkpoint
-    or one of another run; NonFiniteLossError where the loss is no longer a number; InputError where the
-    processes were not given the same run; WorkerError where one is lost.
+    A finished run is not trained again. `begin` is called when nothing in the folder refuses this one.
+
+    CheckpointError where the folder holds a damaged checkpoint or one of another run; NonFiniteLossError where the
+    loss is no longer a number; InputError where the processes were not given the same run; WorkerError where one is
+    lost.
     """
     host.set_up()
     data = prepared.info
@@ -58,9 +67,13 @@ def train(prepared: Prepared, config: RunConfig, folder: RunFolder, group: Group
     path = config.checkpoint or folder.checkpoint
     first = group.from_first(lambda: identity)
     group.in_turn(lambda: _demand_same(first, identity, group))
-    if (config.resume or group.restarts) and not config.dry_run and training.restore(path, identity):
-        _log.info("going on after epoch %d of %d", len(training.progress.epochs), config.train.epochs)
     save = config.save_model and not config.dry_run
+    if (config.resume or group.restarts) and not config.dry_run:
+        if training.restore(path, identity):
+            _log.info("going on after epoch %d of %d", len(training.progress.epochs), config.train.epochs)
+    elif save and group.rank == 0:
+        path.unlink(missing_ok=True)  # or a restart before the first epoch's end would take it up
+    begin()
     board = config.tensorboard and group.rank == 0
     with tensorboard.log(folder.tensorboard) if board else nullcontext() as log:
 
@@ -71,6 +84,8 @@ def train(prepared: Prepared, config: RunConfig, folder: RunFolder, group: Group
                 log(training.progress)
 
         progress = training.run(after_epoch)
+        if log:
+            log(progress)  # all of a finished run, of which no epoch has told
     group.leave()
     served = Served(training.network, training.engine.normalise).cpu().eval()
     trained = Trained(

@@ -27,14 +27,14 @@ def verify(
         run = open_file(folder.root / file.path, file.format, model_id, data)
         files.append(_verify(file, run, data, test, reference))
         if file.format == served_format:
-            images = test.images(slice(MAX_BATCH_SIZE))
+            images = test.spread(MAX_BATCH_SIZE).images(slice(None))
             np.savez(folder.golden, images=images, probabilities=run(images))
     return Verified(files=tuple(files))
 
 
 def _verify(file: ExportedFile, run: Runner, data: DataInfo, test: Split, reference: Probabilities) -> VerifiedFile:
     probabilities = _ask(run, test, TEST_BATCH)
-    compared = test.take(slice(_COMPARED_IMAGES))
+    compared = test.spread(_COMPARED_IMAGES)
     by_batch = [_ask(run, compared, size) for size in _BATCH_SIZES]
     return VerifiedFile(
         format=file.format,

@@ -1,5 +1,6 @@
 """A checkpoint is one file, replaced in one step; it is read without running code from it."""
 
+import errno
 import hashlib
 import io
 import json
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from pipeline.config import TrainConfig
-from pipeline.errors import CheckpointError, FolderError
+from pipeline.errors import CheckpointError, FolderError, StorageError
 from pipeline.records import DataInfo, write_atomically
 
 _DIGEST_BYTES = 32
@@ -24,16 +25,18 @@ def identity_of(config: TrainConfig, data: DataInfo) -> dict[str, Any]:
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Tensors, numbers, strings, lists and dicts, behind their SHA-256. FolderError where it cannot be written."""
+    """Tensors, numbers, strings, lists and dicts, behind their SHA-256.
+
+    FolderError where it cannot be written, StorageError where the disk is full.
+    """
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getvalue()
     try:
         write_atomically(path, hashlib.sha256(content).digest() + content)
     except OSError as error:
-        raise FolderError(
-            f"{path} cannot be written ({error.strerror}): free space or use another --output-dir"
-        ) from None
+        kind = StorageError if error.errno == errno.ENOSPC else FolderError
+        raise kind(f"{path} cannot be written ({error.strerror}): free space or use another --output-dir") from None
 
 
 class Origin(NamedTuple):
@@ -94,7 +97,8 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def first_difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     """Names the value that differs, in words; None where all are equal."""
-    for name in sorted(before.keys() | now.keys()):
+    # Of another model or data set the recipe is another one, too.
+    for name in ("model_id", "dataset_id", *sorted(before.keys() | now.keys())):
         if before.get(name) != now.get(name):
             return f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"
     return None

@@ -66,8 +66,10 @@ class Workers:
 
     def _receive_some(self) -> Iterator[tuple[int, list[float]]]:
         ready = wait([worker.connection for worker in self._workers], _SILENCE_SECONDS)
+        if not ready:
+            raise WorkerError("the training processes hang: all are stopped; run the same command again to go on")
         for worker in self._workers:
-            if worker.connection in ready or not ready:
+            if worker.connection in ready:
                 yield worker.receive()
 
     def state(self) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class Sampler:
 
     def steps(self, epoch: int) -> int:
         """How many batches the epoch has."""
-        return -(-self._images(epoch) // self._batch_size)
+        return math.ceil(self._images(epoch) / self._batch_size)
 
     def batches(self, epoch: int) -> list[slice]:
         """Places in the epoch's order that each batch has; the last one may be smaller."""
@@ -47,11 +47,15 @@ class Sampler:
         return images[torch.randperm(len(images), generator=seeds.generator(self._seed, epoch, "order"))]
 
     def _images(self, epoch: int) -> int:
-        count = len(self.losses)
+        count = self._without_single(len(self.losses))
         if not self.is_hard(epoch):
             return count
         batches, rest = divmod(count, self._batch_size)
-        return batches * self._hard(self._batch_size) + self._hard(rest)
+        return self._without_single(batches * self._hard(self._batch_size) + self._hard(rest))
+
+    def _without_single(self, images: int) -> int:
+        """A last batch of one image is left out: batch normalisation of a map of 1x1 has no deviation there."""
+        return images - (images % self._batch_size == 1 and images > self._batch_size)
 
     def _hard(self, images: int) -> int:
         """How many of so many are the hardest."""

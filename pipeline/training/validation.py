@@ -21,6 +21,7 @@ def validate(
     if count == 0:
         return None, None
     engine.network.eval()
+    group.share(engine.network.buffers())  # after a step each process has the statistics of its own images
     total = torch.zeros(2, device=engine.device)
     for start in range(_BATCH * group.rank, count, _BATCH * group.size):
         chosen = slice(start, start + _BATCH)

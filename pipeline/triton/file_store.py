@@ -93,7 +93,7 @@ class FileStore:
                     storage.sync(folder)
         with (self._root / HISTORY).open("a+b") as file:
             if not file.tell():  # new: who verifies a version, or serves only signed ones, reads it too
-                os.fchmod(file.fileno(), 0o644)
+                os.fchmod(file.fileno(), os.fstat(file.fileno()).st_mode | 0o444)
             elif os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
                 # A writer that was killed may have left half a line: end it, so that it harms no other.
                 file.write(b"\n")

@@ -75,7 +75,9 @@ class GithubStore:
         with suppress(FileNotFoundError):
             found[CONFIG] = len(self.read(f"{name}/{CONFIG}"))
         for number in self.folders(name):
-            found |= {f"{number}/{path}": size for path, size in self.files(f"{name}/{number}").items()}
+            # Of a tar file that was altered, no file is known: who reads that version is told.
+            with suppress(InputError):
+                found |= {f"{number}/{path}": size for path, size in self.files(f"{name}/{number}").items()}
         return found
 
     def read(self, path: str) -> bytes:
@@ -137,8 +139,6 @@ class GithubStore:
                 "name": _BEGUN + datetime.now(UTC).isoformat(),
                 "body": f"Unpack the tar file into a model repository, or run `bin/zoo pull {name} {self.location}`.",
                 "draft": True,
-                # Of all names together, which says nothing.
-                "make_latest": "false",
             },
         )
         for file, content in (
@@ -147,7 +147,9 @@ class GithubStore:
             (CONFIG, model_config.to_text(model_config.pointed_at(own, version)).encode()),
         ):
             self._api.upload(draft["upload_url"], file, content)
-        self._api.patch(f"/releases/{draft['id']}", {"draft": False, "name": f"{name} version {version}"})
+        # The latest would be that of all names together, which says nothing.
+        published = {"draft": False, "name": f"{name} version {version}", "make_latest": "false"}
+        self._api.patch(f"/releases/{draft['id']}", published)
         self._forget()
         if config is not None:
             if self._live(name):

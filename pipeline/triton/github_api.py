@@ -15,6 +15,7 @@ from pipeline.errors import InputError, StorageError
 
 _LOCATION = re.compile(r"github:([A-Za-z0-9][A-Za-z0-9-]*/[A-Za-z0-9._-]+)")
 _API_URL = "https://api.github.com"
+_URL = re.compile(r"https?://[!-~]+")
 _VERSION = "2022-11-28"
 
 _SECONDS_TO_ANSWER = 60
@@ -33,7 +34,7 @@ _REFUSED = {
 class GithubApi:
     """The repository that `github:OWNER/NAME` names, at `GITHUB_API_URL`, with the token in GH_TOKEN or GITHUB_TOKEN.
 
-    InputError for another location. What fails is a StorageError; reading is tried again, writing is not.
+    InputError for another location or address. What fails is a StorageError; reading is tried again, writing is not.
     """
 
     def __init__(self, location: str) -> None:
@@ -41,7 +42,10 @@ class GithubApi:
         if match is None:
             raise InputError(f"{location} is no repository at GitHub: expected github:OWNER/NAME")
         self.location = location
-        self._address = f"{os.environ.get('GITHUB_API_URL') or _API_URL}/repos/{match[1]}"
+        url = os.environ.get("GITHUB_API_URL") or _API_URL
+        if not _URL.fullmatch(url):
+            raise InputError(f"GITHUB_API_URL {url!r}: expected an address as https://ghe.example.org/api/v3")
+        self._address = f"{url}/repos/{match[1]}"
         self._token = os.environ.get("GH_TOKEN") or os.environ.get("GITHUB_TOKEN")
 
     def demand_token(self) -> None:
@@ -52,7 +56,7 @@ class GithubApi:
             )
 
     def get(self, path: str) -> Any:
-        return json.loads(self._read(self._address + path, "application/vnd.github+json"))
+        return self._parsed(self._read(self._address + path, "application/vnd.github+json"))
 
     def pages(self, path: str, **query: str) -> Iterator[Any]:
         """All entries of a list."""
@@ -98,7 +102,7 @@ class GithubApi:
     def _write(self, method: str, url: str, content: bytes | None, kind: str) -> Any:
         request = urllib.request.Request(url, content, {"Content-Type": kind}, method=method)
         try:
-            return json.loads(self._ask(request) or b"null")
+            return self._parsed(self._ask(request) or b"null")
         except urllib.error.HTTPError as error:
             raise self._refused(error) from None
         except (OSError, http.client.HTTPException) as error:
@@ -113,6 +117,15 @@ class GithubApi:
         with urllib.request.urlopen(request, timeout=_SECONDS_TO_ANSWER) as response:
             content: bytes = response.read()
             return content
+
+    def _parsed(self, content: bytes) -> Any:
+        try:
+            return json.loads(content)
+        except ValueError:
+            raise StorageError(
+                f"{self.location}: what has answered is not GitHub's API, as it is no JSON: check GITHUB_API_URL and "
+                "the proxy"
+            ) from None
 
     def _refused(self, error: urllib.error.HTTPError) -> StorageError:
         try:

@@ -105,11 +105,17 @@ def promotions(events: list[Event], name: str) -> list[int]:
     What was live before the first event, as where a tar file was unpacked by hand, is the first one.
     """
     live: list[int] = []
-    # That an intent is done may be said twice, by its writer and by the next one: the first time counts.
-    done = {event.id: event for event in reversed(events) if event.name == name and event.state == "done"}
-    for event in reversed(done.values()):
+    done: dict[str, Event] = {}
+    for event in events:
+        if event.name == name and event.state == "done":
+            # It may be said twice, by the intent's writer and by the next one before him: the first time counts.
+            done.setdefault(event.id, event)
+    for event in done.values():
         if event.action == "rollback":
-            del live[-1:]
+            # Of two at once, the second goes to where the first has gone.
+            while live and live[-1] != event.version:
+                live.pop()
+            live = live or [event.version]
         elif event.action == "retire":
             left = [version for version in live if version != event.version]
             # What came before and after the one that is gone may be the same version.
@@ -117,5 +123,13 @@ def promotions(events: list[Event], name: str) -> list[int]:
         elif event.action != "finish":
             if not live and event.previous is not None:
                 live.append(event.previous)
-            live.append(event.version)
+            # It is the last one already where another one went live by hand, without an event.
+            if live[-1:] != [event.version]:
+                live.append(event.version)
     return live
+
+
+def next_rollback(events: list[Event], name: str) -> int | None:
+    """The version that a roll-back goes to; None where there is none."""
+    promoted = promotions(events, name)
+    return promoted[-2] if len(promoted) > 1 else None

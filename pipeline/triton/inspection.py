@@ -101,11 +101,10 @@ def name_details(store: Store, name: str) -> NameDetails:
     loaded = repository.loaded_versions(store, name)
     if not loaded:
         raise repository.unknown_name(store, name)
-    promoted = history.promotions(journal.settled(store), name)
     return NameDetails(
         repository=store.location,
         name=name,
-        next_rollback=promoted[-2] if len(promoted) > 1 else None,
+        next_rollback=history.next_rollback(journal.settled(store), name),
         versions=tuple(_version(store, name, version, loaded) for version in repository.versions(store, name)),
     )
 

@@ -28,7 +28,7 @@ def already_live(store: Store, name: str, version: int) -> Published | None:
     """A version that is live, and the one that the next roll-back goes to; None where another one is live."""
     if repository.live_version(store, name) != version:
         return None
-    previous = _next_rollback(store.events(), name)
+    previous = history.next_rollback(store.events(), name)
     return Published(name=name, version=version, previous=previous, repository=store.location, new=False)
 
 
@@ -39,7 +39,7 @@ def rollback(store: Store, name: str, *, reason: str = "") -> Event:
     """
     _state(store, name)  # nothing is made for a name that is not there
     with store.exclusive():
-        state, target = _settled(store, name), _next_rollback(store.events(), name)
+        state, target = _settled(store, name), history.next_rollback(store.events(), name)
         if target is None:
             raise InputError(f"{name} has no version before {state.live}: there is nothing to roll back to")
         return _switched(store, "rollback", name, target, state, state.kept - {target}, reason)
@@ -77,7 +77,7 @@ def retire(store: Store, name: str, version: int, *, force: bool = False, reason
             raise InputError(f"{name} version {version} is live: promote another one or roll back before you retire it")
         if version in state.kept:
             raise InputError(f"{name} version {version} is kept loaded: run bin/zoo finish {name} before you retire it")
-        if version == _next_rollback(store.events(), name) and not force:
+        if version == history.next_rollback(store.events(), name) and not force:
             raise InputError(f"{name} version {version} is what the next roll-back goes to: give --force to retire it")
         return _retired(store, name, version, state.live, reason)
 
@@ -102,7 +102,7 @@ def prune(store: Store, name: str | None, keep: int, *, reason: str = "") -> Pru
         for pruned in repository.names(store) if name is None else [name]:
             state, known = _state(store, pruned), repository.versions(store, pruned)
             busy = {event.version for event in open_intents if event.name == pruned}
-            spared = {*known[-keep:], *state.kept, state.live, _next_rollback(events, pruned), *busy}
+            spared = {*known[-keep:], *state.kept, state.live, history.next_rollback(events, pruned), *busy}
             chosen += [(pruned, version, state.live) for version in known if version not in spared]
         return Pruned(retired=tuple(_retired(store, *one, reason) for one in chosen))
 
@@ -129,11 +129,6 @@ def _settled(store: Store, name: str) -> _State:
     state = _state(store, name)
     journal.confirm(store, name, state.live)
     return state
-
-
-def _next_rollback(events: list[Event], name: str) -> int | None:
-    promoted = history.promotions(events, name)
-    return promoted[-2] if len(promoted) > 1 else None
 
 
 def _switched(

@@ -6,11 +6,13 @@ verified in the staging folder, before anything is visible.
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 
+from pipeline.config import RELEASE_NAME
 from pipeline.errors import InputError
 from pipeline.records import Published, Record
-from pipeline.triton import archive, model_config, repository, switching
+from pipeline.triton import archive, journal, model_config, repository, switching
 from pipeline.triton.inspection import field
 from pipeline.triton.publishing import Arrival, bring_in
 from pipeline.triton.store import Store
@@ -19,8 +21,11 @@ from pipeline.triton.store import Store
 def copy(source: Store, target: Store, name: str, version: int | None, *, trust: bool, reason: str = "") -> Published:
     """Publish a version of another repository, or its live one; one that is there already is not copied again.
 
-    InputError where it is altered, or makes Triton run code and `trust` is not given.
+    InputError where it is altered, has a name that no release has, or makes Triton run code and `trust` is not given.
     """
+    if not RELEASE_NAME.fullmatch(name):
+        # In an object store, a folder may have any name, and so lead out of here.
+        raise InputError(f"{name!r} in {source.location} is no name of a release: rename or remove it there")
     version = version or repository.live_version(source, name)
     if version is None:
         raise repository.unknown_name(source, name)
@@ -157,19 +162,25 @@ def _check(folder: Path, name: str, where: str, *, trust: bool) -> None:
 
 
 def _installed(store: Store, arrival: Arrival, release_json: bytes) -> Published:
-    """Bring it in, unless the history says that it has come before and it is still there."""
-    name, release_sha256 = arrival.name, repository.sha256(release_json)
+    """Bring it in, unless it has come before and is still there."""
+    known = partial(_known, store, arrival.name, repository.sha256(release_json))
+    # Asked again under the lock, for which another one may have been quicker.
+    return known() or bring_in(store, arrival._replace(known=known))
+
+
+def _known(store: Store, name: str, release_sha256: str) -> Published | None:
+    """The version at hand that came with this release.json; also where its publisher was killed after the switch."""
     known = repository.versions(store, name)
     there = [
         event.version
-        for event in store.events()
+        for event in journal.settled(store)
         if event.brings_in
         and event.state in ("done", "superseded")
         and (event.name, event.release_sha256) == (name, release_sha256)
         and event.version in known
     ]
     if not there:
-        return bring_in(store, arrival)
+        return None
     version, live = there[-1], repository.live_version(store, name)
     return Published(
         name=name,
