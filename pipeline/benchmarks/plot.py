@@ -29,7 +29,7 @@ def draw(result: TrainingBenchmark, path: Path) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(x=0.08, y=0.08)
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=2))
     axes.set_xlabel("seconds of training")
     axes.set_ylabel("accuracy over the test set")
     axes.grid(alpha=0.3)
