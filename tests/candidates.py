@@ -36,7 +36,7 @@ def softened(run: Path, target: Path, share: float, served_format: ServedFormat 
     )
     model_id, data = config.train.model_id, DataInfo.load(folder.record("data"))
     served = build_served(model_id, data)
-    weights = torch.load(folder.model(data.short_name, "pytorch"), map_location="cpu", weights_only=True)
+    weights = torch.load(folder.model(data.short_name, ".pth"), map_location="cpu", weights_only=True)
     served.load_state_dict(weights)
     _multiply_scores(served.eval(), share)
     test = prepare(config.train, config.data_dir, fallback=False).test
