@@ -26,6 +26,7 @@ do. Only `pipeline.cli` catches these.
 """
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -117,3 +118,8 @@ class StorageError(ServiceError):
 
 class ConflictError(StorageError):
     pass
+
+
+def unwritable(error: OSError) -> type[FolderError | StorageError]:
+    """What a file that cannot be written is: StorageError where the disk is full, else the fault of its folder."""
+    return StorageError if error.errno == errno.ENOSPC else FolderError

@@ -4,7 +4,6 @@ A file's name says what is in it, and it gets that name by one rename when it is
 right size is the right one; one that was cut short later is made again.
 """
 
-import errno
 import logging
 import math
 import os
@@ -16,7 +15,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from pipeline.errors import FolderError, StorageError
+from pipeline.errors import unwritable
 
 _log = logging.getLogger(__name__)
 
@@ -37,8 +36,7 @@ def mapped(key: str, shape: tuple[int, ...], make: Callable[[], Iterable[NDArray
                     _make(path, make())
         return np.memmap(path, np.uint8, mode="r", shape=shape)
     except OSError as error:
-        kind = StorageError if error.errno == errno.ENOSPC else FolderError
-        raise kind(
+        raise unwritable(error)(
             f"the cache {path} cannot be used ({error.strerror or error}): free its disk, change its folder's rights, "
             "or name another folder by XDG_CACHE_HOME"
         ) from None

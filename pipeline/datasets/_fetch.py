@@ -1,6 +1,5 @@
 """Fetches a file of a data set from the first mirror that has it."""
 
-import errno
 import hashlib
 import http.client
 import itertools
@@ -12,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline import console
-from pipeline.errors import DataUnavailableError, FolderError, StorageError
+from pipeline.errors import DataUnavailableError, unwritable
 
 _TIMEOUT_SECONDS = 15
 _CHUNK_BYTES = 1 << 16
@@ -44,8 +43,7 @@ def fetch(urls: Sequence[str], path: Path, md5: str | None = None, other_folders
                 return part.replace(path)
             failures.append(f"{url}: sent content of MD5 {found}, expected {md5}")
     except OSError as error:
-        kind = StorageError if error.errno == errno.ENOSPC else FolderError
-        raise kind(
+        raise unwritable(error)(
             f"{path} cannot be written ({error.strerror}): name another folder by --data-dir or DATA_DIR"
         ) from None
     finally:

@@ -1,6 +1,5 @@
 """A checkpoint is one file, replaced in one step; it is read without running code from it."""
 
-import errno
 import hashlib
 import io
 import json
@@ -12,7 +11,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from pipeline.config import TrainConfig
-from pipeline.errors import CheckpointError, FolderError, StorageError
+from pipeline.errors import CheckpointError, unwritable
 from pipeline.records import DataInfo, write_atomically
 
 _DIGEST_BYTES = 32
@@ -35,8 +34,9 @@ def save(path: Path, state: dict[str, Any]) -> None:
     try:
         write_atomically(path, hashlib.sha256(content).digest() + content)
     except OSError as error:
-        kind = StorageError if error.errno == errno.ENOSPC else FolderError
-        raise kind(f"{path} cannot be written ({error.strerror}): free space or use another --output-dir") from None
+        raise unwritable(error)(
+            f"{path} cannot be written ({error.strerror}): free space or use another --output-dir"
+        ) from None
 
 
 class Origin(NamedTuple):
