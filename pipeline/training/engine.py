@@ -103,7 +103,7 @@ class Engine:
         self.rank, self._group = group.rank, group
         if group.size > 1:
             devices = [self.device] if self.device.type == "cuda" else None
-            self.forward = DistributedDataParallel(self.network, devices)
+            self.forward = DistributedDataParallel(self.network, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     @property
     def total_steps(self) -> int:
