@@ -1,7 +1,6 @@
 """What one process does with a batch: forward, loss, backward, update."""
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple, Self
@@ -103,7 +102,10 @@ class Engine:
         self.rank, self._group = group.rank, group
         if group.size > 1:
             devices = [self.device] if self.device.type == "cuda" else None
-            self.forward = DistributedDataParallel(self.network, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+            # Statistics of batch norm are shared when they are used: before a validation.
+            self.forward = DistributedDataParallel(
+                self.network, devices, forward_sync_buffers=False, gradient_as_bucket_view=True
+            )
 
     @property
     def total_steps(self) -> int:
@@ -160,7 +162,10 @@ class Engine:
         # The mean over the batch's images, where processes with unequal shares take the mean of their gradients.
         self.scaler.scale(loss * (share * self._group.size)).backward()
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), config.gradient_clip_norm or math.inf)
+        gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if config.gradient_clip_norm:
+            nn.utils.clip_grads_with_norm_(self.network.parameters(), config.gradient_clip_norm, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         scores = scores.detach()
