@@ -142,7 +142,12 @@ def unavailable() -> str | None:
     # Without arguments the stub only complains about that, if the loader finds its libpython.
     probe = subprocess.run([STUB], env=_environment(), capture_output=True, text=True, check=False)
     if "error while loading shared libraries" in probe.stderr:
-        return f"the Python stub of Triton cannot start: {probe.stderr.strip().rpartition('libraries: ')[2]}"
+        missing = probe.stderr.strip().rpartition("libraries: ")[2]
+        # Debian and Ubuntu have it in a package of its own, that python3 does not ask for.
+        return (
+            f"the Python stub of Triton cannot start: {missing}; install that library "
+            f"(Debian, Ubuntu: package libpython{PYTHON_VERSION})"
+        )
     return None
 
 
