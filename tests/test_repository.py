@@ -807,6 +807,14 @@ def test_a_release_json_that_lists_altered_files_is_refused(root: Path, candidat
 # History
 
 
+def test_an_outcome_begins_no_history(root: Path) -> None:
+    """As in the folder under a disk that vanished after the intent."""
+    root.mkdir(parents=True)
+    with pytest.raises(FileNotFoundError):
+        FileStore(root).append(history.intent("publish", NAME, 1, None, "0").ended("done"))
+    assert list(root.iterdir()) == []
+
+
 def test_half_a_line_at_the_end_of_the_history_is_passed_over(root: Path, candidate: Candidate) -> None:
     candidate.publish(root)
     path = root / "history.jsonl"

@@ -87,11 +87,14 @@ class FileStore:
         return history.parse(path.read_bytes(), str(path)) if path.exists() else []
 
     def append(self, event: history.Event) -> None:
-        if event.state != "intent":
+        # An outcome belongs where its intent is: the folder under a disk that has vanished begins no history by it.
+        creates = os.O_CREAT if event.state == "intent" else 0
+        if not creates:
             for folder in (self._root / event.name, self._root):
                 if folder.exists():
                     storage.sync(folder)
-        with (self._root / HISTORY).open("a+b") as file:
+        descriptor = os.open(self._root / HISTORY, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | creates, 0o666)
+        with os.fdopen(descriptor, "a+b") as file:
             if not file.tell():  # new: who verifies a version, or serves only signed ones, reads it too
                 os.fchmod(file.fileno(), os.fstat(file.fileno()).st_mode | 0o444)
             elif os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
