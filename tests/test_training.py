@@ -19,7 +19,7 @@ from sklearn import metrics as reference
 
 from pipeline import metrics, registry
 from pipeline.commands.train import command
-from pipeline.config import Criterion
+from pipeline.config import Criterion, RunConfig
 from pipeline.errors import CheckpointError, InputError, NonFiniteLossError, StorageError
 from pipeline.records import Epoch
 from pipeline.runfolder import RunFolder
@@ -153,13 +153,22 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(digits: Prepared, tmp_pa
         training(digits).restore(path, {"seed": 2})
 
 
+def configured(*typed: str) -> RunConfig:
+    context = command.make_context("bin/train", ["--dataset-id", "digits_v1", *typed])
+    flags = {**context.params, "typed": frozenset[str]()}
+    return configure(flags, "digits_v1", fallback=False, started=time.localtime())
+
+
+def test_a_layer_that_is_asked_twice_is_told_once(digits: Prepared, tmp_path: Path) -> None:
+    config = configured("--model-id", "fashion_cnn_v1", "--dry-run", "--output-dir", str(tmp_path))
+    trained, _ = train(digits, config, RunFolder(tmp_path))
+    assert sum(layer.parameters for layer in trained.layers) == trained.parameters
+
+
 def test_a_run_that_begins_anew_leaves_no_checkpoint_that_a_restart_would_take_up(
     digits: Prepared, tmp_path: Path
 ) -> None:
-    typed = ["--dataset-id", "digits_v1", "--epochs", "1", "--no-resume", "--output-dir", str(tmp_path)]
-    context = command.make_context("bin/train", typed)
-    flags = {**context.params, "typed": frozenset[str]()}
-    config = configure(flags, "digits_v1", fallback=False, started=time.localtime())
+    config = configured("--epochs", "1", "--no-resume", "--output-dir", str(tmp_path))
     folder, found = RunFolder(tmp_path), []
     folder.checkpoint.parent.mkdir()
     folder.checkpoint.write_bytes(b"of an earlier run")

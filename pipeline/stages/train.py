@@ -132,7 +132,7 @@ def _demand_same(first: dict[str, Any], own: dict[str, Any], group: Group) -> No
 
 
 def _layers(network: nn.Module, data: DataInfo) -> tuple[Layer, ...]:
-    """Layers with parameters or another output shape, in order, for one image."""
+    """Layers in order, for one image; one that is asked twice counts once."""
     found = summary(network, input_size=(1, *data.shape), verbose=0, device="cpu").summary_list
     return tuple(
         Layer(
@@ -142,5 +142,5 @@ def _layers(network: nn.Module, data: DataInfo) -> tuple[Layer, ...]:
             parameters=max(0, layer.num_params),
         )
         for layer in found
-        if layer.is_leaf_layer
+        if layer.is_leaf_layer and not layer.is_recursive
     )
