@@ -31,7 +31,7 @@ _BY_DATASET = {
     "digits_v1": _GENERAL.model_copy(
         update={"epochs": 15, "batch_size": 64, "validation_fraction": 0.1, "augmentation": "shift"}
     ),
-    "mnist_v1": _GENERAL.model_copy(update={"epochs": 5, "augmentation": "shift", "hard_fraction": 0.2}),
+    "mnist_v1": _GENERAL.model_copy(update={"epochs": 7, "augmentation": "shift", "hard_fraction": 0.2}),
     "fashion_mnist_v1": _GENERAL.model_copy(update={"epochs": 5, "augmentation": "flip"}),
 }
 
