@@ -102,10 +102,7 @@ class Engine:
         self.rank, self._group = group.rank, group
         if group.size > 1:
             devices = [self.device] if self.device.type == "cuda" else None
-            # Statistics of batch norm are shared when they are used: before a validation.
-            self.forward = DistributedDataParallel(
-                self.network, devices, forward_sync_buffers=False, gradient_as_bucket_view=True
-            )
+            self.forward = DistributedDataParallel(self.network, devices)
 
     @property
     def total_steps(self) -> int:
