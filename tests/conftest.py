@@ -103,6 +103,10 @@ def wait_until(
         time.sleep(pause)
 
 
+# In a stub's command line, as Triton starts it; the guard's has the path that the stub is copied from.
+STUB = "../python/triton_python_backend_stub\0"
+
+
 def processes(temporary: Path, program: str = "") -> list[int]:
     """Ids of a command and of all that it started, told by their folder for temporary files; not of the dead."""
     found = []

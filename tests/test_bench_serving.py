@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import NAME, Workplace, assert_nothing_left, processes, run_command, start_command
+from conftest import NAME, STUB, Workplace, assert_nothing_left, processes, run_command, start_command
 from tritonclient.http import InferenceServerClient
 
 from pipeline.benchmarks import serving
@@ -141,7 +141,7 @@ def test_ctrl_c_ends_it_and_its_server(released: Workplace, tmp_path: Path) -> N
         assert process.stdout.readline() == "round 1 of 5\n"
         guards = processes(temporary, "guard.py")
         assert len(guards) == 1
-        assert processes(temporary, "triton_python_backend_stub\0")
+        assert processes(temporary, STUB)
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=60)
     assert process.returncode == 130

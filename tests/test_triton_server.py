@@ -25,7 +25,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import assert_nothing_left, processes, shared_memory, wait_until
+from conftest import STUB, assert_nothing_left, processes, shared_memory, wait_until
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.errors import PortInUseError, ServerError
@@ -360,6 +360,45 @@ def test_polling_goes_live_after_one_rename_and_no_request_fails(tmp_path: Path)
         assert client.top_labels(started.http_url, "digits", batch) == [LABELS[i] for i in after.argmax(axis=1)]
 
 
+# Takes all locks in a stub's shared memory, and ends with them.
+LOCKER = """
+import ctypes, mmap, os, struct, sys
+
+with open(sys.argv[1], "r+b") as file:
+    memory = mmap.mmap(file.fileno(), 0)
+start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+locked = 0
+for offset in range(0, len(memory) - 40, 4):
+    # The GNU C library's free mutex: 40 bytes of zeros but for its kind, in which 128 says that processes share it.
+    (kind,) = struct.unpack_from("i", memory, offset + 16)
+    if 128 <= kind < 256 and memory[offset : offset + 40] == struct.pack("16xi20x", kind):
+        locked += ctypes.CDLL(None).pthread_mutex_lock(ctypes.c_void_p(start + offset)) == 0
+print(locked, flush=True)
+os._exit(0)  # or the memory would be given back first, and the kernel not find what is locked
+"""
+
+
+def test_locks_of_a_killed_stub_do_not_stop_the_server(
+    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Python backend itself kills a stub that had no processor for a second, whatever that holds."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    add_version(models / "digits", 2, "onnxruntime", onnx_model(-MATRIX), instances=1)
+    batch = images(3)
+    with running(options(models, "explicit", "digits")) as started:
+        started.wait_live(time.monotonic() + 60)
+        for stub in processes(tmp_path, STUB):
+            os.kill(stub, signal.SIGSTOP)
+        for region in shared_memory([started.pid]):
+            locks = subprocess.run([sys.executable, "-c", LOCKER, region], capture_output=True, text=True, check=True)
+            assert int(locks.stdout) > 0
+        for version, matrix in ((2, -MATRIX), (1, MATRIX)):
+            point_at(models / "digits", version)
+            client.load_model(started.http_url, "digits")
+            assert started.wait(1.5) is None
+            assert np.allclose(client.classify(started.http_url, "digits", batch), expected(batch, matrix), atol=1e-5)
+
+
 # The moments at which it says something are its server's start and the end of that.
 OWNER = """
 import sys, time
@@ -429,7 +468,7 @@ def live_owner(tmp_path: Path, models: Path) -> Iterator[Owner]:
         assert started.says()
         # Or the tests would look for the wrong things.
         assert len(started.processes("--backend-directory=")) == 1
-        assert started.processes("triton_python_backend_stub\0")
+        assert started.processes(STUB)
         assert list(started.temporary.rglob("python_env_*"))
         assert shared_memory([started.guard])
         yield started
@@ -446,7 +485,7 @@ def test_nothing_outlives_an_owner_that_is_killed(live_owner: Owner, how: signal
 
 
 @pytest.mark.parametrize("drain_seconds", [0, 5])
-@pytest.mark.parametrize("program", ["guard.py", "--backend-directory=", "triton_python_backend_stub\0"])
+@pytest.mark.parametrize("program", ["guard.py", "--backend-directory=", STUB])
 @pytest.mark.usefixtures("models")
 def test_nothing_outlives_an_owner_that_is_killed_while_its_server_starts(
     tmp_path: Path, program: str, drain_seconds: int

@@ -27,11 +27,16 @@ from pathlib import Path
 SHARED_MEMORY = Path("/dev/shm")
 NAME_PREFIX = "zoo-triton-"
 
-# Where the Python backend unpacks environments. It makes this folder for each of the backends, whether or not a
-# model has one, and removes it only at a clean end. In our copy of its library the path is relative, of the
-# same length: so the folder lies in the server's own, and goes with it.
-ENVIRONMENTS = b"/tmp/python_env_"
-OWN_ENVIRONMENTS = b".////python_env_"
+# What differs in our copies of the Python backend's library and stub; each text keeps its length.
+PATCHES = {
+    # Where it unpacks environments. It makes this folder for each of the backends, whether or not a model has one,
+    # and removes it only at a clean end. Ours lies in the server's own folder, and goes with it.
+    b"/tmp/python_env_": b".////python_env_",
+    # It kills a stub that has not said for a second that it lives, which happens where other work takes all cores. If
+    # that stub held a lock, a robust mutex then makes the server abort (server issue 8882). Any other one costs only
+    # that the stub's version stays "unloading". Both functions take the attributes and a 1: robust, recursive.
+    b"pthread_mutexattr_setrobust\0": b"pthread_mutexattr_settype\0\0\0",
+}
 
 # The backends lock this file, whose path they find under this name, while requests run. Triton itself does not
 # say when none runs any more, and then takes 1.4 s to end each stub, and up to five for clients that stay connected.
@@ -100,8 +105,11 @@ def fill_backend_folder(folder: Path, python_backend: Path, stub: Path, backends
     python.mkdir()
     for file in (*python_backend.iterdir(), stub):
         shutil.copy(file, python)  # Triton refuses a library that links out of here
-    library = python / "libtriton_python.so"
-    library.write_bytes(library.read_bytes().replace(ENVIRONMENTS, OWN_ENVIRONMENTS))
+    for program in (python / "libtriton_python.so", python / stub.name):
+        content = program.read_bytes()
+        for original, ours in PATCHES.items():
+            content = content.replace(original, ours)
+        program.write_bytes(content)
     for backend in backends.glob("*/model.py"):
         (folder / backend.parent.name).symlink_to(backend.parent)
     busy_file(folder).touch()
