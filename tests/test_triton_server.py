@@ -360,6 +360,27 @@ def test_polling_goes_live_after_one_rename_and_no_request_fails(tmp_path: Path)
         assert client.top_labels(started.http_url, "digits", batch) == [LABELS[i] for i in after.argmax(axis=1)]
 
 
+def test_a_stub_without_a_processor_answers_late_and_right(
+    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Python backend as it comes fails the request after a second, and does not survive the late answer."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with running(options(models, "explicit", "digits")) as started, ThreadPoolExecutor() as pool:
+        started.wait_live(time.monotonic() + 60)
+        stubs = processes(tmp_path, STUB)
+        assert stubs
+        for stub in stubs:
+            os.kill(stub, signal.SIGSTOP)
+        batches = [images(3, seed) for seed in range(4)]
+        answers = [pool.submit(client.classify, started.http_url, "digits", batch) for batch in batches]
+        time.sleep(2.5)
+        assert not any(answer.done() for answer in answers)
+        for stub in stubs:
+            os.kill(stub, signal.SIGCONT)
+        for batch, answer in zip(batches, answers, strict=True):
+            assert np.allclose(answer.result(), expected(batch), atol=1e-5)
+
+
 # Takes all locks in a stub's shared memory, and ends with them.
 LOCKER = """
 import ctypes, mmap, os, struct, sys

@@ -27,14 +27,21 @@ from pathlib import Path
 SHARED_MEMORY = Path("/dev/shm")
 NAME_PREFIX = "zoo-triton-"
 
-# What differs in our copies of the Python backend's library and stub; each text keeps its length.
+# 1970, by the clock of Boost's times: microseconds since the beginning of the Julian days.
+EPOCH = 2_440_588 * 86_400_000_000
+
+# What differs in our copies of the Python backend's library and stub; each keeps its length.
 PATCHES = {
     # Where it unpacks environments. It makes this folder for each of the backends, whether or not a model has one,
     # and removes it only at a clean end. Ours lies in the server's own folder, and goes with it.
     b"/tmp/python_env_": b".////python_env_",
-    # It kills a stub that has not said for a second that it lives, which happens where other work takes all cores. If
-    # that stub held a lock, a robust mutex then makes the server abort (server issue 8882). Any other one costs only
-    # that the stub's version stays "unloading". Both functions take the attributes and a 1: robust, recursive.
+    # How many microseconds it waits for a stub that neither answers nor says that it lives: ten seconds, not one.
+    # Where other work takes all cores a stub may have none for a second; the request then fails, and the stub's late
+    # answer, which nobody waits for, makes the server hang or end.
+    (1_000_000 - EPOCH).to_bytes(8, "little", signed=True): (10_000_000 - EPOCH).to_bytes(8, "little", signed=True),
+    # When it releases a version it kills such a stub. If that held a lock, a robust mutex then makes the server abort
+    # (server issue 8882); any other one costs only that the version stays "unloading". Both functions take the
+    # attributes and a 1: robust, recursive.
     b"pthread_mutexattr_setrobust\0": b"pthread_mutexattr_settype\0\0\0",
 }
 
