@@ -6,6 +6,7 @@ Without torch, whose import would take most of the time.
 import os
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 from pipeline.config import RunConfig
 from pipeline.errors import GateError, InputError, VerdictError
@@ -19,6 +20,7 @@ from pipeline.records import (
     Exported,
     Gated,
     Published,
+    Record,
     Trained,
     Validated,
     Verified,
@@ -27,6 +29,11 @@ from pipeline.runfolder import RunFolder
 from pipeline.triton import publishing, repository
 from pipeline.triton.signing import Signer
 from pipeline.triton.store import Store
+
+# Who makes a release again and wants the same bytes sets it: https://reproducible-builds.org/specs/source-date-epoch/.
+_EPOCH = "SOURCE_DATE_EPOCH"
+
+R = TypeVar("R", bound=Record)
 
 
 def publish_run(
@@ -66,8 +73,13 @@ def publish_run(
         validated=validated,
         hashes=assembled.hashes,
     )
-    content = release.model_dump_json(indent=2).encode() + b"\n"
+    content = as_released(release).model_dump_json(indent=2).encode() + b"\n"
     return publishing.publish_version(store, assembled.name, source, content, reason, signer, promote=promote)
+
+
+def as_released(record: R) -> R:
+    """A record as a version's files have it: without what a clock has measured, where SOURCE_DATE_EPOCH is set."""
+    return record.without_times() if os.environ.get(_EPOCH) else record
 
 
 def demand_gates(gated: Gated) -> None:
@@ -92,14 +104,13 @@ def _demand_same_files(source: Path, assembled: Assembled, validated: Validated)
 
 
 def _now() -> datetime:
-    """Or what SOURCE_DATE_EPOCH says, for who builds the same bytes again: https://reproducible-builds.org/specs/."""
-    given = os.environ.get("SOURCE_DATE_EPOCH")
+    given = os.environ.get(_EPOCH)
     if not given:
         return datetime.now(UTC)
     try:
         return datetime.fromtimestamp(int(given), UTC)
     except (ValueError, OverflowError, OSError):
-        raise InputError(f"SOURCE_DATE_EPOCH={given!r}: expected seconds since 1970, as 1700000000") from None
+        raise InputError(f"{_EPOCH}={given!r}: expected seconds since 1970, as 1700000000") from None
 
 
 def _without_places(config: RunConfig) -> RunConfig:

@@ -7,11 +7,15 @@ relative to the run's folder, so that a run folder can be moved.
 import math
 import os
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import InputError
+
+_BY_A_CLOCK = "by a clock"
+# None in a release that is to be the same bytes whenever it is made.
+Clocked = Annotated[float | None, _BY_A_CLOCK]
 
 Format = Literal["pytorch", "onnx", "torchscript"]
 ServedFormat = Literal["onnx", "torchscript"]
@@ -43,6 +47,20 @@ class Record(BaseModel):
     def save(self, path: Path) -> None:
         """Write the record so that a reader sees the old file or the whole new one."""
         write_atomically(path, self.model_dump_json(indent=2).encode() + b"\n")
+
+    def without_times(self) -> Self:
+        """The same, with None for whatever a clock has measured."""
+        fields = type(self).model_fields.items()
+        update = {
+            name: None if _BY_A_CLOCK in info.metadata else _without_times(getattr(self, name)) for name, info in fields
+        }
+        return self.model_copy(update=update)
+
+
+def _without_times(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_without_times, value))
+    return value.without_times() if isinstance(value, Record) else value
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -110,7 +128,7 @@ class Epoch(Record):
     validation_loss: float | None
     validation_accuracy: float | None
     learning_rate: float
-    seconds: float
+    seconds: Clocked
     is_hard: bool = False
 
 
@@ -147,7 +165,7 @@ class Trained(Record):
     best_epoch: int | None
     batches: BatchSeries
     images_seen: int
-    seconds: float
+    seconds: Clocked
     weights_sha256: str
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     trainer: Literal["single", "hogwild", "ddp"] = "single"
@@ -179,7 +197,7 @@ class Evaluated(Record):
     """The trained network in PyTorch, before any export: the reference of `verify`."""
 
     metrics: Metrics
-    seconds: float
+    seconds: Clocked
 
 
 class EvalResults(Record):
@@ -240,10 +258,10 @@ class BenchmarkedFile(Record):
 
     format: Format
     requests: int
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float
-    throughput: float
+    p50_ms: Clocked
+    p95_ms: Clocked
+    p99_ms: Clocked
+    throughput: Clocked
     throughput_threads: int
 
 
@@ -264,10 +282,13 @@ class ModelMetrics(Record):
 
 
 class Gate(Record):
-    """One judgement: `measured` stands `relation` `threshold`, or it failed. Thresholds are inclusive."""
+    """One judgement: `measured` stands `relation` `threshold`, or it failed. Thresholds are inclusive.
+
+    `measured` is None where it would be `Clocked`, and the release has none.
+    """
 
     name: str
-    measured: float
+    measured: float | None
     relation: Literal[">=", "<="]
     threshold: float
     unit: str
@@ -279,8 +300,14 @@ class Gate(Record):
         """What was measured against what, for a person."""
         unit = f" {self.unit}" if self.unit else ""
         wanted = "at least" if self.relation == ">=" else "at most"
-        measured = "not a number (NaN)" if math.isnan(self.measured) else f"{self.measured:.4g}{unit}"
+        if self.measured is None:
+            measured = "not recorded"
+        else:
+            measured = "not a number (NaN)" if math.isnan(self.measured) else f"{self.measured:.4g}{unit}"
         return f"{self.name} is {measured}, must be {wanted} {self.threshold:g}{unit} ({self.detail})"
+
+    def without_times(self) -> Self:
+        return self.model_copy(update={"measured": None}) if self.unit == "ms" else self
 
 
 class Gated(Record):
@@ -326,7 +353,7 @@ class Validated(Record):
     name: str
     version: int
     server: str
-    seconds_to_load: float
+    seconds_to_load: Clocked
     checks: tuple[Check, ...]
     log_tail: tuple[str, ...]
     hashes: dict[str, str]

@@ -9,7 +9,7 @@ from typing import ParamSpec, TypeVar
 
 from pipeline import console, provenance, registry
 from pipeline.config import RunConfig
-from pipeline.publication import demand_gates, demand_verdict, publish_run
+from pipeline.publication import as_released, demand_gates, demand_verdict, publish_run
 from pipeline.records import (
     Benchmarked,
     Evaluated,
@@ -140,7 +140,8 @@ def _run(config: RunConfig, folder: RunFolder, outcome: Outcome, group: Group, s
     with starting_server(folder, config.validate_with) if wanted else nullcontext() as judge:
         entry = registry.model(model_id)
         inputs = CardInputs(
-            config, code, data, trained, evaluated, exported, verified, benchmarked, gated,
+            config, code, data, as_released(trained), evaluated, exported, verified, as_released(benchmarked),
+            as_released(gated),
             entry.TITLE, entry.DESCRIPTION, entry.REFERENCE,
         )  # fmt: skip
         carded = step(card, inputs, folder.root, visualizations=config.visualizations)
@@ -163,7 +164,7 @@ def _save_metrics(
     verified: Verified | None,
     benchmarked: Benchmarked | None,
 ) -> None:
-    ModelMetrics(
+    metrics = ModelMetrics(
         model_id=trained.model_id,
         parameters=trained.parameters,
         epochs=trained.epochs,
@@ -171,4 +172,5 @@ def _save_metrics(
         test=evaluated.metrics,
         verified=verified,
         benchmarked=benchmarked,
-    ).save(folder.metrics)
+    )
+    as_released(metrics).save(folder.metrics)

@@ -79,7 +79,7 @@ def _(answer: VersionDetails) -> RenderableType:
         f"SHA-256 {str(field(data, 'sha256'))[:12]}",
     ]
     gates = [
-        (gate["name"], f"{gate['measured']:.4g} {gate['unit']}", f"{gate['relation']} {gate['threshold']:g}")
+        (gate["name"], f"{_value(gate['measured'])} {gate['unit']}", f"{gate['relation']} {gate['threshold']:g}")
         for gate in field(release, "gated", "gates") or ()
     ]
     return Group(*lines, *([_table("gate", "measured", "threshold", rows=gates)] if gates else []))

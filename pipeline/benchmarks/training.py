@@ -137,6 +137,7 @@ def _train(config: RunConfig, seed: int, folder: Path) -> RecipeRun:
     run = RunFolder(folder)
     trained, served = train(prepared, seeded, run)
     accuracy = evaluate(served, prepared.test, prepared.info.labels, config.test_batch_size, run).metrics.accuracy
+    assert trained.seconds is not None
     _log.info("  %-28s %.2f %% in %.2f s", trained.model_id, 100 * accuracy, trained.seconds)
     return RecipeRun(seed=seed, seconds=trained.seconds, accuracy=accuracy, images_seen=trained.images_seen)
 

@@ -31,6 +31,7 @@ _MOST_CONFUSIONS = 10
 # Fewer test images than this leave an interval that is wider than what models usually differ by.
 _SMALL_TEST_SET = 2000
 _UNKNOWN = "not measurable"
+_LEFT_OUT = "not recorded"
 
 
 class CardInputs(NamedTuple):
@@ -110,6 +111,7 @@ def _environment() -> jinja2.Environment:
         autoescape=False,
     )
     environment.filters.update(cell=_cell, number=_number, percent=_percent, significant=_significant)
+    environment.filters["clocked"] = _clocked
     environment.tests["lowered"] = _is_lowered
     return environment
 
@@ -175,10 +177,16 @@ def _number(value: float | None, digits: int) -> str:
     return _UNKNOWN if value is None or not math.isfinite(value) else f"{value:,.{digits}f}"
 
 
+def _clocked(value: float | None, digits: int) -> str:
+    return _LEFT_OUT if value is None else _number(value, digits)
+
+
 def _percent(share: float | None) -> str:
     return _UNKNOWN if share is None or not math.isfinite(share) else f"{100 * share:.2f} %"
 
 
-def _significant(value: float) -> str:
+def _significant(value: float | None) -> str:
     """Enough digits to see on which side of a threshold a value lies."""
+    if value is None:
+        return _LEFT_OUT
     return f"{value:.6g}" if math.isfinite(value) else _UNKNOWN

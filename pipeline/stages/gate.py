@@ -27,6 +27,7 @@ def gate(
     size = next(file.bytes for file in exported.files if file.format == served_format) / 1e6
     file = next(file for file in verified.files if file.format == served_format)
     latency = next(timed.p95_ms for timed in benchmarked.files if timed.format == served_format)
+    assert latency is not None  # a run's own records have it
     worst, detail = _worst_class(file.metrics)
     return Gated(
         served_format=served_format,

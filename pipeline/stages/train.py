@@ -98,7 +98,7 @@ def train(
         best_epoch=progress.best_epoch,
         batches=progress.series(),
         images_seen=progress.images_seen,
-        seconds=sum(epoch.seconds for epoch in progress.epochs),
+        seconds=sum(epoch.seconds or 0 for epoch in progress.epochs),
         weights_sha256=checkpoint.weights_sha256(served.network),
         precision=training.engine.precision,
         trainer=config.train.trainer,
