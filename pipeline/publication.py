@@ -60,7 +60,7 @@ def publish_run(
     _demand_same_files(source, assembled, validated)
     release = repository.Release(
         name=assembled.name,
-        created=_now().isoformat(timespec="seconds"),
+        created=release_time().isoformat(timespec="seconds"),
         config=_without_places(config),
         code=CodeInfo.load(folder.record("code")),
         data=data,
@@ -103,7 +103,8 @@ def _demand_same_files(source: Path, assembled: Assembled, validated: Validated)
             raise InputError(f"{source / path} is not the file that was validated: run bin/train on this folder again")
 
 
-def _now() -> datetime:
+def release_time() -> datetime:
+    """Now, or what SOURCE_DATE_EPOCH says; InputError where that is no time."""
     given = os.environ.get(_EPOCH)
     if not given:
         return datetime.now(UTC)
@@ -116,7 +117,8 @@ def _now() -> datetime:
 def _without_places(config: RunConfig) -> RunConfig:
     """A release is the same wherever its run lay, and does not tell its maker's folders."""
     places = {"data_dir": Path(), "output_dir": Path(), "model_repository": "", "checkpoint": None}
-    return config.model_copy(update=places)
+    sources = {name: source for name, source in config.sources.items() if name not in places}
+    return config.model_copy(update={**places, "sources": sources})
 
 
 def _without_series(trained: Trained) -> Trained:

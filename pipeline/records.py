@@ -300,10 +300,8 @@ class Gate(Record):
         """What was measured against what, for a person."""
         unit = f" {self.unit}" if self.unit else ""
         wanted = "at least" if self.relation == ">=" else "at most"
-        if self.measured is None:
-            measured = "not recorded"
-        else:
-            measured = "not a number (NaN)" if math.isnan(self.measured) else f"{self.measured:.4g}{unit}"
+        assert self.measured is not None  # that only a release can lack
+        measured = "not a number (NaN)" if math.isnan(self.measured) else f"{self.measured:.4g}{unit}"
         return f"{self.name} is {measured}, must be {wanted} {self.threshold:g}{unit} ({self.detail})"
 
     def without_times(self) -> Self:

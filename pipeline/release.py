@@ -9,7 +9,7 @@ from typing import ParamSpec, TypeVar
 
 from pipeline import console, provenance, registry
 from pipeline.config import RunConfig
-from pipeline.publication import as_released, demand_gates, demand_verdict, publish_run
+from pipeline.publication import as_released, demand_gates, demand_verdict, publish_run, release_time
 from pipeline.records import (
     Benchmarked,
     Evaluated,
@@ -83,6 +83,7 @@ def run(config: RunConfig, outcome: Outcome, group: Group = ALONE, signer: Signe
     if config.export and not config.dry_run:
         container.choose(config.validate_with)  # what is missing is said before the training, not after it
     if config.publish:
+        release_time()  # what is wrong with it is said now, too
         store = open_store(config.model_repository)
         store.check_writable()
         repository.check_signature(store, config.release_name, description.shape, description.labels)

@@ -79,7 +79,7 @@ def _(answer: VersionDetails) -> RenderableType:
         f"SHA-256 {str(field(data, 'sha256'))[:12]}",
     ]
     gates = [
-        (gate["name"], f"{_value(gate['measured'])} {gate['unit']}", f"{gate['relation']} {gate['threshold']:g}")
+        (gate["name"], _measured(gate["measured"], gate["unit"]), f"{gate['relation']} {gate['threshold']:g}")
         for gate in field(release, "gated", "gates") or ()
     ]
     return Group(*lines, *([_table("gate", "measured", "threshold", rows=gates)] if gates else []))
@@ -239,6 +239,10 @@ def _change(change: Change) -> tuple[str, str, str, str]:
 
 def _value(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else _NOTHING if value is None else str(value)
+
+
+def _measured(value: float | None, unit: str) -> str:
+    return _NOTHING if value is None else f"{value:.4g} {unit}"
 
 
 def _table(*titles: str, rows: Iterable[Sequence[str]]) -> Table:

@@ -381,7 +381,7 @@ def test_a_stub_without_a_processor_answers_late_and_right(
             assert np.allclose(answer.result(), expected(batch), atol=1e-5)
 
 
-# Takes all locks in a stub's shared memory, and ends with them.
+# Takes what looks like a lock in a stub's shared memory, and ends with it.
 LOCKER = """
 import ctypes, mmap, os, struct, sys
 

@@ -30,7 +30,7 @@ NAME_PREFIX = "zoo-triton-"
 # 1970, by the clock of Boost's times: microseconds since the beginning of the Julian days.
 EPOCH = 2_440_588 * 86_400_000_000
 
-# What differs in our copies of the Python backend's library and stub; each keeps its length.
+# What differs in our copy of the Python backend's library; each keeps its length.
 PATCHES = {
     # Where it unpacks environments. It makes this folder for each of the backends, whether or not a model has one,
     # and removes it only at a clean end. Ours lies in the server's own folder, and goes with it.
@@ -39,9 +39,9 @@ PATCHES = {
     # Where other work takes all cores a stub may have none for a second; the request then fails, and the stub's late
     # answer, which nobody waits for, makes the server hang or end.
     (1_000_000 - EPOCH).to_bytes(8, "little", signed=True): (10_000_000 - EPOCH).to_bytes(8, "little", signed=True),
-    # When it releases a version it kills such a stub. If that held a lock, a robust mutex then makes the server abort
-    # (server issue 8882); any other one costs only that the version stays "unloading". Both functions take the
-    # attributes and a 1: robust, recursive.
+    # When it releases a version it kills a stub that says nothing for one second. If that held a lock, a robust mutex
+    # makes the server abort (server issue 8882); with any other one that version stays "unloading". Both functions take
+    # the attributes and a 1: robust, recursive. No thread takes a lock that it has.
     b"pthread_mutexattr_setrobust\0": b"pthread_mutexattr_settype\0\0\0",
 }
 
@@ -112,11 +112,11 @@ def fill_backend_folder(folder: Path, python_backend: Path, stub: Path, backends
     python.mkdir()
     for file in (*python_backend.iterdir(), stub):
         shutil.copy(file, python)  # Triton refuses a library that links out of here
-    for program in (python / "libtriton_python.so", python / stub.name):
-        content = program.read_bytes()
-        for original, ours in PATCHES.items():
-            content = content.replace(original, ours)
-        program.write_bytes(content)
+    library = python / "libtriton_python.so"
+    content = library.read_bytes()
+    for original, ours in PATCHES.items():
+        content = content.replace(original, ours)
+    library.write_bytes(content)
     for backend in backends.glob("*/model.py"):
         (folder / backend.parent.name).symlink_to(backend.parent)
     busy_file(folder).touch()
