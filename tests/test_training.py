@@ -314,14 +314,35 @@ def test_fp16_is_for_cuda(digits: Prepared) -> None:
 
 @pytest.mark.parametrize(("native", "possible"), [(False, {"fp32"}), (True, {"fp32", "bf16"})])
 def test_auto_measures_only_where_bf16_is_native_and_changes_nothing(
-    digits: Prepared, native: bool, possible: set[str], monkeypatch: pytest.MonkeyPatch
+    digits: Prepared, native: bool, possible: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native, "amx_bf16": False})
     run = training(digits, epochs=1, precision="auto")
     expected = training(digits, epochs=1, precision="fp32"), training(digits, epochs=1, precision="bf16")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     weights = weights_after(run)
     assert run.engine.precision in possible
     assert weights == weights_after(expected[run.engine.precision == "bf16"])
+
+
+def test_auto_takes_what_it_once_measured_on_this_machine(
+    digits: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    run = training(digits, epochs=1, precision="auto")
+    run.run(lambda: None)
+    (kept,) = tmp_path.rglob("precision-*")
+    assert kept.read_text() == run.engine.precision
+    for known in ("fp32", "bf16"):
+        kept.write_text(known)
+        again = training(digits, epochs=1, precision="auto")
+        again.run(lambda: None)
+        assert again.engine.precision == known
+    kept.write_text("")  # damaged
+    training(digits, epochs=1, precision="auto").run(lambda: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    training(digits, epochs=1, precision="auto").run(lambda: None)
 
 
 if find_spec("tensorboard"):

@@ -15,6 +15,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from pipeline import cache
 from pipeline.errors import unwritable
 
 _log = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ def mapped(key: str, shape: tuple[int, ...], make: Callable[[], Iterable[NDArray
 
     One process at a time makes arrays. FolderError where they cannot be written, StorageError where the disk is full.
     """
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "triton-model-zoo"
+    folder = cache.folder()
     path = folder / f"{key}.uint8"
     try:
         if not _is_whole(path, shape):

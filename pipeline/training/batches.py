@@ -43,6 +43,11 @@ class Batches:
         self._rows = torch.from_numpy(split.rows).to(device)
         self._augment = AUGMENTATIONS[augmentation]
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of an image: channels, height, width."""
+        return tuple(self._images.shape[1:])
+
     def draw(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Those images, by their numbers [B]: augmented ones [B, C, H, W] of 0 to 255, and labels [B]."""
         images = images.to(self._device)

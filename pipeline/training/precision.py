@@ -1,11 +1,16 @@
 """In which number format a network's forward pass is computed; weights, loss and update are always fp32."""
 
+import hashlib
 import logging
+import os
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from pipeline import cache, provenance
 from pipeline.config import Autocast, Precision
 from pipeline.errors import InputError
 
@@ -34,7 +39,46 @@ def choose(wanted: Precision, engine: "Engine") -> Autocast:
 
 
 def _faster(engine: "Engine") -> Autocast:
-    """fp32 or bf16, by some steps of each on copies of the network, in turn."""
+    """fp32 or bf16, as was measured when such a network was first trained on this machine.
+
+    Where both take about as long, another measurement may say otherwise, and a seed not give the same weights again.
+    """
+    path = cache.folder() / f"precision-{_machine_and_network(engine)}"
+    if kept := _kept(path):
+        _log.info("precision %s, as %s has it; remove that file to measure again", kept, path)
+        return kept
+    return _keep(path, _measured(engine))
+
+
+def _machine_and_network(engine: "Engine") -> str:
+    device = torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else provenance.cpu()
+    machine = device, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads(), torch.__version__
+    network = engine.config.model_id, engine.batches.shape, engine.config.batch_size
+    return hashlib.sha256(repr((machine, network)).encode()).hexdigest()[:16]
+
+
+def _kept(path: Path) -> Autocast | None:
+    with suppress(OSError):
+        content = path.read_text(encoding="utf-8")
+        return "fp32" if content == "fp32" else "bf16" if content == "bf16" else None
+    return None
+
+
+def _keep(path: Path, chosen: Autocast) -> Autocast:
+    """What runs that measure at the same time all take: what the first of them has found."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    with suppress(OSError):  # without a cache each run measures for itself
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_text(chosen, encoding="utf-8")
+            os.link(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return _kept(path) or chosen
+
+
+def _measured(engine: "Engine") -> Autocast:
+    """By some steps of each on copies of the network, in turn."""
     trials: dict[Autocast, Engine] = {"fp32": engine.copy("fp32"), "bf16": engine.copy("bf16")}
     fastest = dict.fromkeys(trials, float("inf"))
     batch = engine.batches.draw(engine.sampler.order(0)[: engine.config.batch_size], torch.Generator())
