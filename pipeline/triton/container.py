@@ -43,6 +43,10 @@ while kill -0 "$server" 2>/dev/null; do
   wait "$server"
   status=$?
 done
+# A signal may have ended the last wait just as the server ended, whose own status is then still to be had.
+wait "$server"
+last=$?
+[ "$last" = 127 ] || status=$last
 kill "$line" 2>/dev/null
 exit "$status"
 """
