@@ -26,7 +26,7 @@ import pytest
 from botocore.exceptions import ConnectionClosedError
 from botocore.httpsession import URLLib3Session
 from conftest import NAME as RELEASED
-from conftest import Workplace, run_command, start_command, wait_until
+from conftest import Workplace, assert_nothing_left, run_command, start_command, wait_until
 from publishers import NOT_REACHED, fork
 from test_repository import LABELS, NAME, Candidate, make_source, release_json
 from test_triton_server import MATRIX, add_version, expected, images, onnx_model
@@ -710,6 +710,8 @@ def test_a_server_reads_the_store_through_a_publish_and_a_roll_back(store: S3Sto
         asking.start()
         try:
             wait_until(lambda: seen[-1:] == [1], 10, "version 1 answers")
+            # Triton's copies of the models; at its end they are gone, as all is that lay there.
+            assert list((tmp_path / "tmp").glob("zoo-triton-*/folder*/1/model.onnx")) != []
             publish_source(2)
             wait_until(lambda: seen[-1:] == [2], 30, "version 2 answers")
             switching.rollback(store, NAME)
@@ -720,6 +722,7 @@ def test_a_server_reads_the_store_through_a_publish_and_a_roll_back(store: S3Sto
     finally:
         command.terminate()
         command.communicate()
+    assert_nothing_left(tmp_path / "tmp", [])
     assert wrong == []
     assert [version for version, before in zip(seen, [0, *seen], strict=False) if version != before] == [1, 2, 1]
 

@@ -51,6 +51,8 @@ BUSY_FILE = "ZOO_TRITON_BUSY_FILE"
 # As the server sees its folder from where it runs: the Python backend starts a stub by a line for a shell, in which it
 # quotes neither the folder's path nor that of the repository, and a shell may not take them as one word.
 OWN_FOLDER = ".."
+# Where it copies models that it loads from an object store, in place of /tmp; a server that is killed leaves them.
+MODELS_FOLDER = "TRITON_AWS_MOUNT_DIRECTORY"
 
 # For requests that come or wait between Triton and a backend, and for answers on their way to their clients.
 QUIET_SECONDS = 0.5
@@ -149,7 +151,7 @@ def start(command: list[str], folder: Path) -> Server:
     return subprocess.Popen(
         command,
         cwd=folder / "python",  # what relative paths, the library's too, and the stub's imports begin from
-        env={**os.environ, BUSY_FILE: str(busy_file(folder))},
+        env={**os.environ, BUSY_FILE: str(busy_file(folder)), MODELS_FOLDER: OWN_FOLDER},
         process_group=0,
         preexec_fn=die_with_guard,
         close_fds=False,  # it and its stubs inherit the lock on the folder
