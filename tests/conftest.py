@@ -118,6 +118,11 @@ def processes(temporary: Path, program: str = "") -> list[int]:
     return found
 
 
+def children(process: int) -> list[int]:
+    """Ids of those that its main thread has started, in this order."""
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
 def shared_memory(guards: list[int]) -> list[Path]:
     """Of the servers of these guard processes."""
     return [path for guard in guards for path in Path("/dev/shm").glob(f"zoo-triton-{guard}-*")]

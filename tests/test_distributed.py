@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CONFIG, ROOT, environment, processes, run_command, running, wait_until
+from conftest import CONFIG, ROOT, children, environment, processes, run_command, running, wait_until
 from test_training import training
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
@@ -87,11 +87,9 @@ def test_a_lost_process_is_replaced_and_the_weights_are_those_of_an_uninterrupte
     assert expected.returncode == 0, expected.stderr
     assert expected.stderr.count("epoch  20/20") == 1, "only one process prints"
     with running(*DDP, cwd=broken) as process:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         # The rest of the training takes a fraction of a second.
         wait_until((broken / "run" / "checkpoints" / "last.pt").exists, pause=0.001)
-        worker = max(map(int, children.read_text().split()))
-        os.kill(worker, signal.SIGKILL)
+        os.kill(max(children(process.pid)), signal.SIGKILL)
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 0, output
     # Which of both is told depends on whose end is seen first.
@@ -154,6 +152,17 @@ def test_an_error_of_the_training_is_told_once_and_not_tried_again(tmp_path: Pat
             ["--num-processes", "3", "--batch-size", "5"],
             {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "3", "WORLD_SIZE": "6"},
             "6 in all are more than the 5 images of a batch",
+        ),
+        (
+            [],
+            {
+                "TORCHELASTIC_RUN_ID": "x",
+                "LOCAL_WORLD_SIZE": "2",
+                "WORLD_SIZE": "2",
+                "TORCHELASTIC_MAX_RESTARTS": "3",
+                "TORCHELASTIC_USE_AGENT_STORE": "True",
+            },
+            "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on each host",
         ),
     ],
 )

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed
 
-from pipeline.errors import ZooError
+from pipeline.errors import InputError, ZooError
 
 T = TypeVar("T")
 
@@ -86,16 +86,32 @@ ALONE = Group()
 
 
 def join() -> Group:
-    """The group that torchrun has started this process in; it ends with torchrun's agent."""
+    """The group that torchrun has started this process in; it ends with torchrun's agent.
+
+    InputError where torchrun would start lost processes again in a way that cannot succeed.
+    """
     _end_with(os.getppid())
+    _demand_new_stores()
     local_rank = int(os.environ["LOCAL_RANK"])
     backend = "gloo"
     if torch.cuda.is_available():
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(local_rank % torch.cuda.device_count())
     distributed.init_process_group(backend, timeout=_SILENCE)
-    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    restarts = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     return Group(distributed.get_rank(), distributed.get_world_size(), local_rank, restarts)
+
+
+def _demand_new_stores() -> None:
+    """By default torchrun's agent keeps one store for all that it starts, in which new processes find the addresses of
+    lost ones and wait for them (PyTorch issue 135712)."""
+    restarts = os.environ["TORCHELASTIC_MAX_RESTARTS"]
+    if restarts != "0" and os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "True":
+        raise InputError(
+            f"torchrun --max-restarts {restarts} would start processes that wait for lost ones: set "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on each host and use --rdzv-backend c10d, or use "
+            "--max-restarts 0"
+        )
 
 
 def _attempt(compute: Callable[[], T]) -> tuple[T | None, ZooError | None]:
