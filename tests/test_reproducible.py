@@ -50,11 +50,11 @@ def version(checkout: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def unsigned_tar(checkout: Path, repository: Path) -> bytes:
-    store = FileStore(repository)
+def unsigned_tar(checkout: Path, root: Path) -> bytes:
+    store = FileStore(root)
     publish_run(RunFolder(checkout / "run"), store)
-    transfer.export(store, NAME, 1, repository.with_suffix(".tar"))
-    return repository.with_suffix(".tar").read_bytes()
+    transfer.export(store, NAME, 1, root.with_suffix(".tar"))
+    return root.with_suffix(".tar").read_bytes()
 
 
 def test_two_runs_make_the_same_tar_file(checkouts: list[Path], tmp_path: Path) -> None:

@@ -60,7 +60,11 @@ def _machine_and_network(engine: "Engine") -> str:
 def _kept(path: Path) -> Autocast | None:
     with suppress(OSError):
         content = path.read_text(encoding="utf-8")
-        return "fp32" if content == "fp32" else "bf16" if content == "bf16" else None
+        if content == "fp32":
+            return "fp32"
+        if content == "bf16":
+            return "bf16"
+        path.unlink()  # damaged
     return None
 
 
