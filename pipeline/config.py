@@ -12,7 +12,7 @@ from pipeline.errors import InputError
 from pipeline.records import Format, Record, ServedFormat
 
 Source = Literal["flag", "environment", ".env", "recipe", "default", "fallback"]
-Augmentation = Literal["none", "shift", "flip", "affine"]
+Augmentation = Literal["none", "shift", "flip", "flip_shift", "affine"]
 Device = Literal["cpu", "cuda", "mps"]
 Autocast = Literal["fp32", "bf16", "fp16"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]

@@ -223,9 +223,9 @@ TRAIN = (
         _recipe("--label-smoothing", kind=FiniteRange(0, 1, max_open=True), text="Label smoothing"),
         _recipe(
             "--augmentation",
-            kind=click.Choice(("none", "shift", "flip", "affine")),
+            kind=click.Choice(("none", "shift", "flip", "flip_shift", "affine")),
             text="What is done to training images: shift by a pixel; flip left and right; "
-            "affine: rotate, scale, shear and shift",
+            "flip_shift: both; affine: rotate, scale, shear and shift",
         ),
         _recipe(
             "--hard-fraction",

@@ -392,7 +392,7 @@ def test_each_schedule_stays_between_zero_and_the_peak(scheduler_id: str) -> Non
     assert (factors[-1] < 0.05) == (scheduler_id != "none")
 
 
-@pytest.mark.parametrize("augmentation", ["none", "shift", "flip"])
+@pytest.mark.parametrize("augmentation", ["none", "shift", "flip", "flip_shift"])
 def test_every_image_comes_once_an_epoch(digits: Prepared, augmentation: Any) -> None:
     originals = digits.train.images(slice(100))
     split = Split.whole(originals, np.arange(100))
@@ -401,15 +401,15 @@ def test_every_image_comes_once_an_epoch(digits: Prepared, augmentation: Any) ->
     drawn = [batches.draw(order[chosen], generator) for chosen in sampler.batches(0)]
     assert len(drawn) == 4
     assert sorted(torch.cat([labels for _, labels in drawn]).tolist()) == list(range(100))
-    padded = np.pad(originals, ((0, 0), (0, 0), (2, 2), (2, 2)))
+    assert all(np.array_equal(images, originals[labels]) for images, labels in drawn) == (augmentation == "none")
+    padded = np.pad(originals, ((0, 0), (0, 0), (1, 1), (1, 1)))
     for images, labels in drawn:
         for image, index in zip(images.numpy(), labels.tolist(), strict=True):
-            original = originals[index]
-            allowed = [original]
-            if augmentation == "flip":
-                allowed.append(original[..., ::-1])
-            if augmentation == "shift":
-                allowed = [padded[index][:, y : y + 28, x : x + 28] for y in range(5) for x in range(5)]
+            allowed = [originals[index]]
+            if "shift" in augmentation:
+                allowed = [padded[index][:, y : y + 28, x : x + 28] for y in range(3) for x in range(3)]
+            if "flip" in augmentation:
+                allowed += [candidate[..., ::-1] for candidate in allowed]
             assert any(np.array_equal(image, candidate) for candidate in allowed)
 
 

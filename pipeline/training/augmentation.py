@@ -40,6 +40,10 @@ def _flip(batch: Tensor, generator: Generator) -> Tensor:
     return torch.where(mirrored.view(-1, 1, 1, 1), batch.flip(3), batch)
 
 
+def _flip_shift(batch: Tensor, generator: Generator) -> Tensor:
+    return _shift(_flip(batch, generator), generator)
+
+
 def _affine(batch: Tensor, generator: Generator) -> Tensor:
     """Rotation, scale, shear and shift in one sampling of each image, zero outside of it."""
     count, _, height, width = batch.shape
@@ -60,5 +64,6 @@ AUGMENTATIONS: Mapping[Augmentation, Augment] = {
     "none": _none,
     "shift": _shift,
     "flip": _flip,
+    "flip_shift": _flip_shift,
     "affine": _affine,
 }
