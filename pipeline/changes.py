@@ -8,10 +8,11 @@ pipeline itself makes no release: it would release everything each time, and `bi
 import ast
 import hashlib
 import json
+import logging
 import subprocess
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,8 @@ from pipeline.records import Record
 from pipeline.triton import history, repository
 from pipeline.triton.inspection import field
 from pipeline.triton.store import Store
+
+_log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parent.parent
 LIST = "releases.toml"
@@ -64,33 +67,34 @@ class Change(Record):
     why: str
 
 
-def everything(root: Path = ROOT) -> tuple[Change, ...]:
-    """All releases of the list, whatever has changed. InputError where the list cannot be used."""
-    return tuple(Change(name=one.name, train=one.train, why="wanted") for one in _wanted(root))
-
-
 def since(revision: str, root: Path = ROOT) -> tuple[Change, ...]:
-    """What has changed in the working tree since a commit; InputError where there is no such commit."""
+    """What has changed in the working tree since a commit; InputError where that or a usable list is not there."""
     commit = _commit(root, revision)
     if commit is None:
         raise InputError(f"{revision} is no commit of {root}: name one, or fetch the whole history")
-    return _changes(root, lambda name: commit)
+    return _changes((one, _why(root, one, commit)) for one in _wanted(root))
 
 
-def since_release(store: Store, root: Path = ROOT) -> tuple[Change, ...]:
+def since_release(store: Store, root: Path = ROOT, *, everything: bool = False) -> tuple[Change, ...]:
     """What has changed since the newest version of each name that ever went live, by the commit in its release.json.
 
-    So what could not be released is tried again at the next push, and what was rolled back is not.
+    So what could not be released is tried again at the next push, and what was rolled back is not. With `everything`
+    the whole list; but never a name whose version was made of a later commit than that of the working tree, over which
+    an old job that is run again would put older code. InputError where the list cannot be used.
     """
-    return _changes(root, lambda name: _released(store, name))
+
+    def why(planned: Planned) -> str:
+        commit = _released(store, planned.name)
+        if commit and _is_later(root, commit):
+            _log.info("%s: released from commit %s, which is later than this one", planned.name, commit[:12])
+            return ""
+        return "wanted" if everything else _why(root, planned, commit)
+
+    return _changes((one, why(one)) for one in _wanted(root))
 
 
-def _changes(root: Path, made_from: Callable[[str], str | None]) -> tuple[Change, ...]:
-    return tuple(
-        Change(name=one.name, train=one.train, why=why)
-        for one in _wanted(root)
-        if (why := _why(root, one, made_from(one.name)))
-    )
+def _changes(found: Iterable[tuple[Planned, str]]) -> tuple[Change, ...]:
+    return tuple(Change(name=one.name, train=one.train, why=why) for one, why in found if why)
 
 
 def _why(root: Path, planned: Planned, commit: str | None) -> str:
@@ -196,6 +200,14 @@ def _commit(root: Path, revision: str) -> str | None:
     """The full hash of a commit that is in this clone."""
     found = _git(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
     return found.decode().strip() if found else None
+
+
+def _is_later(root: Path, commit: str) -> bool:
+    """Whether the commit has that of the working tree among its ancestors."""
+    head, other = _commit(root, "HEAD"), _commit(root, commit)
+    if head is None or other is None or head == other:
+        return False
+    return _git(root, "merge-base", "--is-ancestor", head, other) is not None
 
 
 def _git(root: Path, *arguments: str) -> bytes | None:

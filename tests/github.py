@@ -28,6 +28,7 @@ class GitHub:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.commits = {HEAD}
+        self.refused: set[str] = set()  # as tags: their workflows are not those of any branch any more
         self.tags: dict[str, str] = {}
         self.releases: dict[int, dict[str, Any]] = {}
         self.files: dict[int, bytes] = {}
@@ -72,6 +73,8 @@ class GitHub:
     def post(self, path: str, content: dict[str, Any]) -> Any:
         if path == "/git/refs":
             tag = content["ref"].removeprefix("refs/tags/")
+            if content["sha"] in self.refused:
+                return 403
             if tag in self.tags or content["sha"] not in self.commits:
                 return 422
             self.tags[tag] = content["sha"]

@@ -76,6 +76,10 @@ def release(store: FileStore, folder: Path, name: str, commit: str | None, *, mo
     publishing.publish_version(store, name, source, json.dumps(content).encode())
 
 
+def everything(project: Project) -> tuple[changes.Change, ...]:
+    return changes.since_release(FileStore(project.root / "none"), project.root, everything=True)
+
+
 def names(found: tuple[changes.Change, ...]) -> list[str]:
     return [change.name for change in found]
 
@@ -118,7 +122,7 @@ def test_what_is_new_in_the_list_or_has_other_flags_is_released(project: Project
     ]
     project.write("releases.toml", LIST)
     assert changes.since(before, project.root) == ()
-    assert names(changes.everything(project.root)) == [CNN, FCN]
+    assert names(everything(project)) == [CNN, FCN]
 
 
 def test_what_was_not_released_is_tried_again_and_what_was_rolled_back_is_not(project: Project, tmp_path: Path) -> None:
@@ -154,6 +158,20 @@ def test_what_never_went_live_is_not_a_release(project: Project, tmp_path: Path)
     assert names(changes.since_release(store, project.root)) == [FCN]
 
 
+def test_an_old_checkout_releases_nothing_over_what_a_later_one_has_released(project: Project, tmp_path: Path) -> None:
+    """As where a job is run again that failed some pushes ago."""
+    store = FileStore(tmp_path / "models")
+    old = project.commit()
+    project.append("pipeline/models/_cnn.py")
+    release(store, tmp_path / "1", CNN, project.commit())
+    project.git("checkout", "--quiet", "-b", "other", old)
+    assert names(changes.since_release(store, project.root)) == [FCN]
+    assert names(changes.since_release(store, project.root, everything=True)) == [FCN]
+    project.append("pipeline/models/_cnn.py")
+    project.commit()  # beside the released one, not before it
+    assert names(changes.since_release(store, project.root, everything=True)) == [CNN, FCN]
+
+
 def test_a_release_of_no_known_commit_is_made_again(project: Project, tmp_path: Path) -> None:
     store = FileStore(tmp_path / "models")
     commit = project.commit()
@@ -186,7 +204,7 @@ def test_a_commit_that_is_not_there_is_an_error(project: Project, revision: str)
 def test_a_list_that_cannot_be_used_is_an_error(project: Project, text: str) -> None:
     project.write("releases.toml", text)
     with pytest.raises(InputError, match=r"releases\.toml is no list of releases"):
-        changes.everything(project.root)
+        everything(project)
 
 
 @pytest.mark.parametrize(
@@ -203,14 +221,14 @@ def test_a_list_that_cannot_be_used_is_an_error(project: Project, text: str) -> 
 def test_a_list_whose_names_would_not_hold_is_an_error(project: Project, text: str, reason: str) -> None:
     project.write("releases.toml", text)
     with pytest.raises(InputError, match=reason):
-        changes.everything(project.root)
+        everything(project)
 
 
 def test_an_entry_that_is_not_there_is_an_error(project: Project) -> None:
     for given, kind in (("mnist_cnn_v1", "model"), ("digits_v1", "data set")):
         project.write("releases.toml", LIST.replace(given, given.replace("_v1", "_v9")))
         with pytest.raises(UnknownIdError, match=f"unknown {kind} .*did you mean {given}"):
-            changes.everything(project.root)
+            everything(project)
 
 
 def test_the_command_answers_as_a_matrix_takes_it(tmp_path: Path) -> None:

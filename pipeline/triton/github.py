@@ -10,6 +10,7 @@ One request makes a tag, shows a release with all its files, or makes a deployme
 import json
 import os
 import re
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -207,16 +208,27 @@ class GithubStore:
         return self._unpacked[version]
 
     def _take(self, name: str, version: int) -> None:
-        # By hand: which commit a version was made of, its release.json says.
-        is_here = self.location == f"github:{os.environ.get('GITHUB_REPOSITORY')}"
-        commit = (is_here and os.environ.get("GITHUB_SHA")) or self._api.get("/commits/HEAD")["sha"]
-        try:
-            self._api.post("/git/refs", {"ref": f"refs/tags/{_tag(name, version)}", "sha": commit})
-        except StorageError:
-            self._forget()
-            if _tag(name, version) in {tag["name"] for tag in self._api.pages("/tags")}:
-                raise ConflictError(f"{_tag(name, version)} is taken in {self.location}: try again") from None
-            raise
+        tag, refused = _tag(name, version), None
+        for commit in self._commits():
+            try:
+                self._api.post("/git/refs", {"ref": f"refs/tags/{tag}", "sha": commit})
+                return
+            except StorageError as error:
+                refused = error
+                self._forget()
+                if tag in {found["name"] for found in self._api.pages("/tags")}:
+                    raise ConflictError(f"{tag} is taken in {self.location}: try again") from None
+        assert refused is not None
+        raise refused
+
+    def _commits(self) -> Iterator[str]:
+        """What a tag may be of, best first; which commit a version was made of, its release.json says, too.
+
+        GitHub lets no workflow tag its own commit once another push has changed the workflows.
+        """
+        if self.location == f"github:{os.environ.get('GITHUB_REPOSITORY')}" and "GITHUB_SHA" in os.environ:
+            yield os.environ["GITHUB_SHA"]
+        yield self._api.get("/commits/HEAD")["sha"]
 
     def _switch(self, previous: int | None) -> None:
         assert self._intent is not None
