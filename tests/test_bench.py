@@ -174,6 +174,21 @@ def test_quick_times_steps_and_says_so(tmp_path: Path, monkeypatch: pytest.Monke
     assert reference.PUBLISHED_IN in table(result)
 
 
+@pytest.mark.parametrize("accuracies", [(0.99,) * 3, (0.9899, 0.99, 0.9901), (0.99,) * 10])
+def test_a_mean_that_is_the_target_reaches_it(accuracies: tuple[float, ...]) -> None:
+    runs = tuple(
+        ReferenceRun(seed=seed, epochs=(1, 4), seconds=(50.0, 200.0), accuracy=(0.98, accuracy))
+        for seed, accuracy in enumerate(accuracies)
+    )
+    example = Reference(basis="extrapolated", method="", images_per_epoch=60000, flops_per_image=1.0, runs=runs)
+    ours = tuple(
+        RecipeRun(seed=seed, seconds=2.0, images_seen=20000, accuracy=accuracy)
+        for seed, accuracy in enumerate(accuracies)
+    )
+    recipe = Recipe(target=0.99, model_id="mnist_cnn_fast_v1", flops_per_image=1.0, runs=ours)
+    assert compare(recipe, example, {"fp32": 1e9}).ratio == 100
+
+
 def test_quick_has_nothing_to_extrapolate_from_on_other_data(tmp_path: Path) -> None:
     config = bench.recipe(("--model-id", "mnist_fcn_v1"), "digits_v1", None)
     with pytest.raises(InputError, match="leave out --quick"):

@@ -37,7 +37,9 @@ from pipeline.training import group
 
 mine = group.join()
 run = training(prepare(CONFIG, Path(), fallback=False), group=mine, **{SAME_SUMS})
-progress = run.run(lambda: None)
+last = Path(__file__).with_name("last.pt")
+progress = run.run(lambda: run.save(last, {{}}))
+assert run.checkpoint == last and last.exists()
 if mine.rank == 0:
     print(json.dumps([progress.batches, progress.images_seen, [epoch.validation_loss for epoch in progress.epochs]]))
 """

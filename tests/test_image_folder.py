@@ -164,11 +164,15 @@ def test_other_files_and_hidden_ones_are_left_out(colours: Path, caplog: pytest.
     (colours / "red" / "._000.png").write_text("what macOS leaves")
     (colours / ".git").mkdir()
     (colours / "notes.txt").write_text("text")
+    save(Image.new("RGB", FULL), colours / "loose.png")
     save(Image.new("RGB", FULL), colours / "green" / "deeper" / "one.png")
     train, test, _ = load(colours)
     assert len(train) + len(test) == 21
     assert ENTRY.describe(options(colours)).labels == ("green", "red")
-    assert [line for line in caplog.messages if "notes.txt" in line]
+    assert [line for line in caplog.messages if "red/notes.txt" in line]
+    assert [
+        line for line in caplog.messages if "1 pictures lie in no class's folder, as" in line and "loose.png" in line
+    ]
 
 
 def test_the_split_is_a_fifth_of_each_class_and_fixed_by_the_seed(colours: Path) -> None:
@@ -222,6 +226,11 @@ def no_pictures(folder: Path) -> None:
     (folder / "blue" / "notes.txt").write_text("text")
 
 
+def only_train(folder: Path) -> None:
+    paint(folder / "train", count=2)
+    paint(folder / "val", count=2)
+
+
 def two_lines(folder: Path) -> None:
     paint(folder, count=2)
     (folder / "red").rename(folder / "re\nd")
@@ -239,6 +248,7 @@ def two_lines(folder: Path) -> None:
         (remove_red_of_test, "must hold the same classes: only one of them has red"),
         (empty_red_of_test, "data/test/red holds no pictures"),
         (two_lines, "cannot give a class its name"),
+        (only_train, "data/train holds folders and no pictures, .* there is no .*data/test: add it"),
     ],
 )
 def test_folders_that_cannot_be_used_are_named(tmp_path: Path, make: Callable[[Path], None], said: str) -> None:

@@ -28,8 +28,9 @@ from pipeline.settings import configure
 from pipeline.specs import OptimizerOptions, Prepared, Split
 from pipeline.stages.prepare import prepare
 from pipeline.stages.train import train
-from pipeline.training import checkpoint, tensorboard
+from pipeline.training import checkpoint, precision, tensorboard
 from pipeline.training.batches import Batches, Normalise
+from pipeline.training.engine import Engine
 from pipeline.training.group import ALONE, Group
 from pipeline.training.loop import Training
 from pipeline.training.progress import Progress
@@ -325,6 +326,27 @@ def test_auto_measures_only_where_bf16_is_native_and_changes_nothing(
     assert weights == weights_after(expected[run.engine.precision == "bf16"])
 
 
+@pytest.mark.parametrize(("fp32", "bf16", "faster"), [(2.0, 1.0, "bf16"), (1.0, 2.0, "fp32"), (1.1, 1.0, "fp32")])
+def test_auto_measures_which_is_clearly_faster(
+    digits: Prepared, fp32: float, bf16: float, faster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+
+    def step(engine: Engine, *arguments: Any) -> tuple[None, torch.Tensor]:
+        clock[0] += fp32 if engine.precision == "fp32" else bf16
+        return None, torch.zeros(4)
+
+    monkeypatch.setattr(Engine, "step", step)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    assert precision._measured(training(digits).engine) == faster
+
+
+def test_early_stopping_needs_a_validation_image() -> None:
+    config = CONFIG.model_copy(update={"early_stopping_patience": 1, "validation_fraction": 0.0001})
+    with pytest.raises(InputError, match="--early-stopping-patience needs validation images"):
+        prepare(config, Path(), fallback=False)
+
+
 def test_auto_takes_what_it_once_measured_on_this_machine(
     digits: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -361,6 +383,35 @@ if find_spec("tensorboard"):
         losses = [event.value for event in written.Scalars("batch/loss")]
         assert losses == pytest.approx([row[1] for row in run.progress.batches])
         assert [event.step for event in written.Scalars("epoch/validation_loss")] == [1, 2]
+
+
+def test_losses_are_summed_with_their_weights_and_smooth_the_labels(digits: Prepared) -> None:
+    criteria = (Criterion(loss_id="nll", weight=0.7), Criterion(loss_id="mse", weight=0.3))
+    engine = training(digits, criteria=criteria, model_id="mnist_fcn_v1").engine
+    scores, labels = torch.randn(8, 10, generator=torch.Generator().manual_seed(1)), torch.arange(8)
+    for smoothing in (0.0, 0.2):
+        likelihood = torch.nn.functional.cross_entropy(scores, labels, label_smoothing=smoothing)
+        wanted = torch.eye(10)[labels] * (1 - smoothing) + smoothing / 10
+        brier = (scores.softmax(1) - wanted).square().mean()
+        torch.testing.assert_close(engine.loss(scores, labels, smoothing), 0.7 * likelihood + 0.3 * brier)
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.01])
+def test_a_step_tells_the_gradient_s_norm_and_clips_it(digits: Prepared, clip: float) -> None:
+    run = training(
+        digits, model_id="mnist_fcn_v1", optimizer_id="sgd", momentum=0.0, learning_rate=0.5, gradient_clip_norm=clip
+    )
+    engine = run.engine
+    images, labels = engine.batches.draw(torch.arange(64), torch.Generator().manual_seed(1))
+    parameters = list(run.network.parameters())
+    loss = torch.nn.functional.cross_entropy(run.network(engine.pixels(images)), labels)
+    norm = torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, parameters)]).norm()
+    before = [parameter.detach().clone() for parameter in parameters]
+    _, metrics = engine.step(images, labels, 0, 0)
+    torch.testing.assert_close(metrics[[0, 2, 3]], torch.stack([loss.detach(), torch.tensor(0.5), norm]))
+    moves = [(then - now.detach()).flatten() for then, now in zip(before, parameters, strict=True)]
+    assert norm > 0.01
+    assert torch.cat(moves).norm().item() == pytest.approx(0.5 * (clip or norm.item()), rel=1e-3)
 
 
 @pytest.mark.parametrize("loss_id", registry.ids("losses"))

@@ -52,7 +52,7 @@ class Reference(Record):
     @property
     def mean_accuracy(self) -> tuple[float, ...]:
         """After each of the epochs, over seeds."""
-        return tuple(map(fmean, zip(*(run.accuracy for run in self.runs), strict=True)))
+        return tuple(map(mean_accuracy, zip(*(run.accuracy for run in self.runs), strict=True)))
 
     @property
     def median_seconds(self) -> tuple[float, ...]:
@@ -102,6 +102,11 @@ class TrainingBenchmark(Record):
     reference: Reference
 
 
+def mean_accuracy(accuracies: Sequence[float]) -> float:
+    """Without the rounding of sums: the mean of three times 0.99 is not less than 0.99."""
+    return round(fmean(accuracies), 12)
+
+
 def compare(recipe: Recipe, reference: Reference, peak_flops: Mapping[str, float]) -> Comparison:
     """Seconds are medians over seeds, accuracies means; shares are of the largest peak, for both sides."""
     peak = max(peak_flops.values())
@@ -129,7 +134,7 @@ def value_at(target: float, accuracy: Sequence[float], values: Sequence[float]) 
 
 
 def _recipe_side(recipe: Recipe, peak: float) -> Side:
-    accuracy = fmean(run.accuracy for run in recipe.runs)
+    accuracy = mean_accuracy([run.accuracy for run in recipe.runs])
     seconds, images = median(run.seconds for run in recipe.runs), fmean(run.images_seen for run in recipe.runs)
     cost = _cost(seconds, images, recipe.flops_per_image, peak) if accuracy >= recipe.target else None
     return Side(final_accuracy=accuracy, cost=cost)

@@ -65,9 +65,16 @@ def _name(root: Path) -> str:
 
 
 def _halves(root: Path) -> tuple[Path, ...]:
-    """`train` and `test` where both are there, else the root alone."""
+    """`train` and `test` where both are there, else the root alone; DataError where one of them is all of a split."""
     halves = (root / "train", root / "test")
-    return halves if all(folder.is_dir() for folder in halves) else (root,)
+    there = [folder for folder in halves if folder.is_dir()]
+    if len(there) == 1 and _folders(there[0]) and not any(path.is_file() for path in there[0].iterdir()):
+        (missing,) = {*halves} - {*there}
+        raise DataError(
+            f"{there[0]} holds folders and no pictures, as one part of a split does, and there is no {missing}: add "
+            "it, or name the folder that holds the classes by --data-dir"
+        )
+    return halves if len(there) == 2 else (root,)
 
 
 def _classes(root: Path) -> tuple[str, ...]:
@@ -102,6 +109,9 @@ def _folders(root: Path) -> list[str]:
 def _files(root: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
     """Pictures and their labels, in the order of classes and names. Hidden files are not seen."""
     suffixes, files, others = _pictures.suffixes(), [], []
+    loose = sorted(path for path in root.glob("[!.]*") if path.suffix.lower() in suffixes and path.is_file())
+    if loose:
+        _log.info("%d pictures lie in no class's folder, as %s: they are left out", len(loose), loose[0])
     for label, name in enumerate(classes):
         found = sorted(
             path

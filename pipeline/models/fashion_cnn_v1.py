@@ -14,7 +14,7 @@ DESCRIPTION = (
     "takes twice the time; not for letters and digits."
 )
 
-_RECIPE = RECIPE.model_copy(update={"epochs": 12, "augmentation": "flip", "hard_fraction": 0.3})
+_RECIPE = RECIPE.model_copy(update={"epochs": 20, "augmentation": "flip_shift", "hard_fraction": 0.3})
 
 
 def build(shape: tuple[int, int, int], classes: int) -> Classifier:

@@ -9,7 +9,6 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
 from pipeline.config import RunConfig
-from pipeline.plots import draw
 from pipeline.records import (
     Benchmarked,
     Carded,
@@ -59,6 +58,8 @@ def card(inputs: CardInputs, folder: Path, *, visualizations: bool) -> Carded:
     judged = next(file for file in inputs.verified.files if file.format == inputs.gated.served_format)
     plots: tuple[str, ...] = ()
     if visualizations:
+        from pipeline.plots import draw  # half a second, and matplotlib's own word where it may keep no list of fonts
+
         plots = draw(
             folder / "model_card" / "plots",
             f"{inputs.trained.model_id} on {inputs.data.dataset_id}",

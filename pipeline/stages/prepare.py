@@ -59,6 +59,11 @@ def prepare(config: TrainConfig, data_dir: Path, *, fallback: bool) -> Prepared:
             f"--batch-size {config.batch_size} is more than the {len(kept)} training images of "
             f"{config.dataset_id}: choose a smaller one"
         )
+    if config.early_stopping_patience and not len(validation):
+        raise InputError(
+            f"--early-stopping-patience needs validation images: --validation-fraction {config.validation_fraction} of "
+            f"the {len(train)} training images of {config.dataset_id} is none; choose a larger one"
+        )
     info = DataInfo(
         dataset_id=config.dataset_id,
         short_name=data.short_name,

@@ -29,14 +29,14 @@ def _none(batch: Tensor, generator: Generator) -> Tensor:
 def _shift(batch: Tensor, generator: Generator) -> Tensor:
     """By whole pixels: a shifted image is a window of the padded one, and all windows are a view."""
     count, _, height, width = batch.shape
-    rows, columns = torch.randint(0, 2 * _SHIFT + 1, (2, count), generator=generator).to(batch.device)
+    rows, columns = _sent(torch.randint(0, 2 * _SHIFT + 1, (2, count), generator=generator), batch.device)
     windows = functional.pad(batch, [_SHIFT] * 4).unfold(2, height, 1).unfold(3, width, 1)
     return windows[torch.arange(count, device=batch.device), :, rows, columns]
 
 
 def _flip(batch: Tensor, generator: Generator) -> Tensor:
     """Left and right, for half of the images."""
-    mirrored = torch.rand(len(batch), generator=generator).to(batch.device) < 0.5
+    mirrored = _sent(torch.rand(len(batch), generator=generator), batch.device) < 0.5
     return torch.where(mirrored.view(-1, 1, 1, 1), batch.flip(3), batch)
 
 
@@ -48,7 +48,7 @@ def _affine(batch: Tensor, generator: Generator) -> Tensor:
     """Rotation, scale, shear and shift in one sampling of each image, zero outside of it."""
     count, _, height, width = batch.shape
     # [-1, 1) each; affine_grid counts half a side as 1.
-    angle, scale, shear, down, right = torch.rand(5, count, generator=generator).to(batch.device) * 2 - 1
+    angle, scale, shear, down, right = _sent(torch.rand(5, count, generator=generator), batch.device) * 2 - 1
     size = 1 / (1 + _SCALE * scale)
     sine, cosine = (_ROTATION * angle).sin() * size, (_ROTATION * angle).cos() * size
     shear = _SHEAR * shear
@@ -58,6 +58,13 @@ def _affine(batch: Tensor, generator: Generator) -> Tensor:
     )
     grid = functional.affine_grid(torch.stack(rows, dim=1), list(batch.shape), align_corners=False)
     return functional.grid_sample(batch.float(), grid, align_corners=False)
+
+
+def _sent(numbers: Tensor, device: torch.device) -> Tensor:
+    """On the device. A copy to a GPU waits for all that it has to do, unless it is one of pinned memory."""
+    if device.type == "cuda":
+        return numbers.pin_memory().to(device, non_blocking=True)
+    return numbers.to(device)
 
 
 AUGMENTATIONS: Mapping[Augmentation, Augment] = {

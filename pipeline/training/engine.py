@@ -120,7 +120,7 @@ class Engine:
     def epoch(self, epoch: int, shards: Sequence[Shard]) -> Iterator[tuple[int, Tensor]]:
         """Train on the shards; yields each batch's number and its metrics, as `step` returns them."""
         seed, rank = self.config.seed, self.rank
-        order = self.sampler.order(epoch)
+        order = self.sampler.order(epoch).to(self.device)
         # All processes have one order, and each its own augmentation and dropout.
         augmenting = seeds.generator(seed, epoch, "augmentation", rank)
         torch.manual_seed(seeds.seed_of(seed, epoch, "network", rank))
@@ -129,7 +129,7 @@ class Engine:
             self.sampler.losses.zero_()
         self.network.train()
         for shard in shards:
-            chosen = order[shard.images].to(self.device)
+            chosen = order[shard.images]
             images, labels = self.batches.draw(chosen, augmenting)
             scores, metrics = self.step(images, labels, epoch, shard.batch, shard.share)
             if is_choosing:
@@ -167,7 +167,7 @@ class Engine:
         self.scaler.update()
         scores = scores.detach()
         accuracy = (scores.argmax(1) == labels).float().mean()
-        return scores, torch.stack([loss.detach(), accuracy, norm.new_tensor(learning_rate), norm]) * share
+        return scores, torch.stack([loss.detach(), accuracy, torch.full_like(norm, learning_rate), norm]) * share
 
     def pixels(self, images: Tensor) -> Tensor:
         """uint8 [B, C, H, W] to what the network takes."""

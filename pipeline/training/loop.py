@@ -79,7 +79,7 @@ class Training:
         self._batch_limit = batch_limit
 
     def run(self, after_epoch: Callable[[], None]) -> Progress:
-        """Train up to `config.epochs` or `config.max_steps`; the first process calls `after_epoch`.
+        """Train up to `config.epochs` or `config.max_steps`; each process calls `after_epoch`.
 
         Ends with the weights that `Progress.keep_best` keeps, or the last ones where there are no validation images.
         NonFiniteLossError where a number is none any more; WorkerError where a process of Hogwild is lost.
@@ -111,8 +111,7 @@ class Training:
             if patience and progress.epochs_without_better() >= patience:
                 progress.stopped_early = True
                 _log.info("stopped: no better accuracy on the validation images for %d epochs", patience)
-            if self._group.rank == 0:
-                after_epoch()
+            after_epoch()
 
     def _epoch(self, epoch: int) -> Epoch:
         started = time.perf_counter()
@@ -178,18 +177,19 @@ class Training:
         return record
 
     def save(self, path: Path, identity: dict[str, Any]) -> None:
-        """Write a checkpoint of the whole training."""
-        checkpoint.save(
-            path,
-            {
-                "identity": json.dumps(identity),
-                "total_epochs": self.config.epochs,
-                "precision": self.engine.precision,
-                "network": self.network.state_dict(),
-                "steps": self._steps.state(),
-                "progress": self.progress.state(),
-            },
-        )
+        """Write a checkpoint of the whole training; the first process does it, and each can name the file."""
+        if self._group.rank == 0:
+            checkpoint.save(
+                path,
+                {
+                    "identity": json.dumps(identity),
+                    "total_epochs": self.config.epochs,
+                    "precision": self.engine.precision,
+                    "network": self.network.state_dict(),
+                    "steps": self._steps.state(),
+                    "progress": self.progress.state(),
+                },
+            )
         self.checkpoint = path
 
     def restore(self, path: Path, identity: dict[str, Any]) -> bool:
