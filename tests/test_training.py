@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -368,21 +367,19 @@ def test_auto_takes_what_it_once_measured_on_this_machine(
     training(digits, epochs=1, precision="auto").run(lambda: None)
 
 
-if find_spec("tensorboard"):
+def test_tensorboard_gets_each_batch_and_epoch_once(digits: Prepared, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    def test_tensorboard_gets_each_batch_and_epoch_once(digits: Prepared, tmp_path: Path) -> None:
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-        run = training(digits, epochs=2)
-        for _ in range(2):  # a run that is resumed writes its log again
-            with tensorboard.log(tmp_path / "tensorboard") as log:
-                run.run(lambda: None)
-                log(run.progress)
-        written = EventAccumulator(str(tmp_path / "tensorboard"))
-        written.Reload()
-        losses = [event.value for event in written.Scalars("batch/loss")]
-        assert losses == pytest.approx([row[1] for row in run.progress.batches])
-        assert [event.step for event in written.Scalars("epoch/validation_loss")] == [1, 2]
+    run = training(digits, epochs=2)
+    for _ in range(2):  # a run that is resumed writes its log again
+        with tensorboard.log(tmp_path / "tensorboard") as log:
+            run.run(lambda: None)
+            log(run.progress)
+    written = EventAccumulator(str(tmp_path / "tensorboard"))
+    written.Reload()
+    losses = [event.value for event in written.Scalars("batch/loss")]
+    assert losses == pytest.approx([row[1] for row in run.progress.batches])
+    assert [event.step for event in written.Scalars("epoch/validation_loss")] == [1, 2]
 
 
 def test_losses_are_summed_with_their_weights_and_smooth_the_labels(digits: Prepared) -> None:
