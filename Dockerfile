@@ -8,7 +8,7 @@ FROM $BASE
 ARG TORCH=cuda
 ARG UV_INDEX_URL
 
-# Packages, in a layer of their own that lasts until one of these files changes. What was fetched stays outside the image.
+# Packages, in a layer of their own that lasts until one of these files changes. What was fetched stays outside.
 WORKDIR /app
 COPY bin/python bin/
 COPY pyproject.toml requirements.lock requirements-triton.lock requirements-uv.lock ./

@@ -78,9 +78,7 @@ def test_other_predictions_take_the_place_of_earlier_ones(volume: Path) -> None:
     assert grading.check(volume) == 2
 
 
-def test_release_publishes_what_train_has_come_to_and_trains_no_more(
-    volume: Path,
-) -> None:
+def test_release_publishes_what_train_has_come_to_and_trains_no_more(volume: Path) -> None:
     """So both services were given the same run. Two epochs of Hogwild on digits do not always pass the gates."""
     release = COMPOSE["release"]
     assert f"./model_repository:{release['environment']['MODEL_REPOSITORY']}" in release["volumes"]

@@ -229,6 +229,8 @@ def no_pictures(folder: Path) -> None:
 def only_train(folder: Path) -> None:
     paint(folder / "train", count=2)
     paint(folder / "val", count=2)
+    (folder / "train" / ".DS_Store").touch()
+    (folder / "train" / "labels.csv").touch()
 
 
 def two_lines(folder: Path) -> None:

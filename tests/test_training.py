@@ -360,9 +360,10 @@ def test_auto_takes_what_it_once_measured_on_this_machine(
         again = training(digits, epochs=1, precision="auto")
         again.run(lambda: None)
         assert again.engine.precision == known
-    kept.write_text("")  # damaged
-    training(digits, epochs=1, precision="auto").run(lambda: None)
-    assert kept.read_text() in {"fp32", "bf16"}
+    for damaged in (b"", b"\xff"):
+        kept.write_bytes(damaged)
+        training(digits, epochs=1, precision="auto").run(lambda: None)
+        assert kept.read_text() in {"fp32", "bf16"}
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
     training(digits, epochs=1, precision="auto").run(lambda: None)
 

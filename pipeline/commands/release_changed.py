@@ -12,7 +12,7 @@ from pipeline.errors import InputError
 @cloup.command("release-changed", context_settings=CONTEXT)
 @options.model_repository
 @cloup.option("--since", metavar="REF", help="Compare with this commit [default: that of each name's last release]")
-@cloup.option("--all", "everything", is_flag=True, help="The whole list, whatever has changed")
+@cloup.option("--all", "everything", is_flag=True, help="Also what has not changed")
 @cloup.option("--json", "as_json", is_flag=True, help="Answer as JSON in one line, as a workflow's matrix takes it")
 @options.quiet
 @options.debug
@@ -27,7 +27,7 @@ def command(quiet: bool, model_repository: str | None, since: str | None, everyt
     from pipeline.triton.store import open_store
 
     if everything and since:
-        raise InputError("--all is the whole list: give it or --since")
+        raise InputError("--all compares nothing: give it or --since")
     if since:
         found = changes.since(since)
     else:

@@ -68,7 +68,7 @@ def _halves(root: Path) -> tuple[Path, ...]:
     """`train` and `test` where both are there, else the root alone; DataError where one of them is all of a split."""
     halves = (root / "train", root / "test")
     there = [folder for folder in halves if folder.is_dir()]
-    if len(there) == 1 and _folders(there[0]) and not any(path.is_file() for path in there[0].iterdir()):
+    if len(there) == 1 and _folders(there[0]) and not _pictures_in(there[0]):
         (missing,) = {*halves} - {*there}
         raise DataError(
             f"{there[0]} holds folders and no pictures, as one part of a split does, and there is no {missing}: add "
@@ -109,8 +109,7 @@ def _folders(root: Path) -> list[str]:
 def _files(root: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
     """Pictures and their labels, in the order of classes and names. Hidden files are not seen."""
     suffixes, files, others = _pictures.suffixes(), [], []
-    loose = sorted(path for path in root.glob("[!.]*") if path.suffix.lower() in suffixes and path.is_file())
-    if loose:
+    if loose := _pictures_in(root):
         _log.info("%d pictures lie in no class's folder, as %s: they are left out", len(loose), loose[0])
     for label, name in enumerate(classes):
         found = sorted(
@@ -126,6 +125,12 @@ def _files(root: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
     if others:
         _log.info("%d files are no pictures by their names, as %s: they are left out", len(others), others[0])
     return files
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    """Those that lie in the folder itself, by their names."""
+    found = (path for path in folder.glob("[!.]*") if path.suffix.lower() in _pictures.suffixes())
+    return sorted(path for path in found if path.is_file())
 
 
 def _drawn(labels: Labels, options: DataOptions) -> NDArray[np.bool_]:

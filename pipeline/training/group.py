@@ -109,8 +109,8 @@ def _demand_new_stores() -> None:
     if restarts != "0" and os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "True":
         raise InputError(
             f"torchrun --max-restarts {restarts} would start processes that wait for lost ones: set "
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on each host and use --rdzv-backend c10d, or use "
-            "--max-restarts 0"
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on each host and use --rdzv-backend c10d, or, for a "
+            "fixed number of hosts, --max-restarts 0"
         )
 
 

@@ -59,10 +59,10 @@ def _machine_and_network(engine: "Engine") -> str:
 
 def _kept(path: Path) -> Autocast | None:
     with suppress(OSError):
-        content = path.read_text(encoding="utf-8")
-        if content == "fp32":
+        content = path.read_bytes()
+        if content == b"fp32":
             return "fp32"
-        if content == "bf16":
+        if content == b"bf16":
             return "bf16"
         path.unlink()  # damaged
     return None
