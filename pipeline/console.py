@@ -35,6 +35,8 @@ def set_up(*, quiet: bool) -> None:
     screen.setFormatter(logging.Formatter("%(message)s"))
     _stderr.quiet = quiet
     _root.handlers[:] = [screen]
+    # That it can keep no list of fonts, as in a home folder that is not there, is no error.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
 def log_to(path: Path) -> None:
