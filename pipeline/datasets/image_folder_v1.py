@@ -129,8 +129,8 @@ def _files(root: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
 
 def _pictures_in(folder: Path) -> list[Path]:
     """Those that lie in the folder itself, by their names."""
-    found = (path for path in folder.glob("[!.]*") if path.suffix.lower() in _pictures.suffixes())
-    return sorted(path for path in found if path.is_file())
+    suffixes = _pictures.suffixes()
+    return sorted(path for path in folder.glob("[!.]*") if path.suffix.lower() in suffixes and path.is_file())
 
 
 def _drawn(labels: Labels, options: DataOptions) -> NDArray[np.bool_]:

@@ -2,7 +2,7 @@
 parameters)."""
 
 from pipeline.config import Recipe
-from pipeline.models._cnn import RECIPE, Block, Cnn
+from pipeline.models._cnn import DIGITS, RECIPE, Block, Cnn
 from pipeline.models._cnn import REFERENCE as REFERENCE
 from pipeline.models._cnn import accepts as accepts
 from pipeline.specs import Classifier
@@ -16,9 +16,7 @@ DESCRIPTION = (
 
 _GENERAL = RECIPE.model_copy(update={"epochs": 8})
 _BY_DATASET = {
-    "digits_v1": _GENERAL.model_copy(
-        update={"epochs": 10, "batch_size": 64, "validation_fraction": 0.1, "augmentation": "shift"}
-    ),
+    "digits_v1": DIGITS,
     "mnist_v1": _GENERAL.model_copy(update={"epochs": 11, "augmentation": "affine", "hard_fraction": 0.2}),
     "fashion_mnist_v1": _GENERAL.model_copy(update={"augmentation": "flip"}),
 }

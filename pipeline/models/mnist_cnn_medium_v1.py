@@ -1,7 +1,7 @@
 """As accurate a convolutional network as less than 100,000 parameters allow: one wider layer (90,274 parameters)."""
 
 from pipeline.config import Recipe
-from pipeline.models._cnn import RECIPE, Block, Cnn
+from pipeline.models._cnn import DIGITS, RECIPE, Block, Cnn
 from pipeline.models._cnn import REFERENCE as REFERENCE
 from pipeline.models._cnn import accepts as accepts
 from pipeline.specs import Classifier
@@ -15,9 +15,7 @@ DESCRIPTION = (
 
 _GENERAL = RECIPE.model_copy(update={"epochs": 8})
 _BY_DATASET = {
-    "digits_v1": _GENERAL.model_copy(
-        update={"epochs": 10, "batch_size": 64, "validation_fraction": 0.1, "augmentation": "shift"}
-    ),
+    "digits_v1": DIGITS,
     "mnist_v1": _GENERAL.model_copy(
         update={"epochs": 60, "augmentation": "affine", "hard_fraction": 0.2, "validation_fraction": 0.0}
     ),

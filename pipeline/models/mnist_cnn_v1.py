@@ -1,7 +1,7 @@
 """A small fast convolutional network: a fixed stem, three convolutions, one linear layer (68,898 parameters)."""
 
 from pipeline.config import Recipe
-from pipeline.models._cnn import RECIPE, Block, Cnn
+from pipeline.models._cnn import DIGITS, RECIPE, Block, Cnn
 from pipeline.models._cnn import REFERENCE as REFERENCE
 from pipeline.models._cnn import accepts as accepts
 from pipeline.specs import Classifier
@@ -14,9 +14,7 @@ DESCRIPTION = (
 )
 
 _BY_DATASET = {
-    "digits_v1": RECIPE.model_copy(
-        update={"epochs": 10, "batch_size": 64, "validation_fraction": 0.1, "augmentation": "shift"}
-    ),
+    "digits_v1": DIGITS,
     "mnist_v1": RECIPE.model_copy(
         update={
             "epochs": 7,
